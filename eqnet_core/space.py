@@ -1,0 +1,284 @@
+"""The elastic quantisation space: forms, bit-widths, layers and subnet configurations.
+
+Pure Python and NumPy; imports nothing else of this project. See `docs/method.md` for the mathematics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqnet_core.errors import InvalidConfigurationError, Violation
+
+BIT_WIDTHS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+"""Every bit-width a searchable layer can have, for weights and activations alike."""
+
+FIXED_BITS = 8
+"""Bit-width of the first and the last layer, which are not searched."""
+
+
+class Granularity(StrEnum):
+    """What shares one weight step size: the whole tensor, or one output channel."""
+
+    PER_TENSOR = "per_tensor"
+    PER_CHANNEL = "per_channel"
+
+
+class Symmetry(StrEnum):
+    """Zero-point fixed at 0 (symmetric) or a learned integer (asymmetric)."""
+
+    SYMMETRIC = "symmetric"
+    ASYMMETRIC = "asymmetric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationForm:
+    """What a device's hardware fixes for the whole network. Activations are always per-tensor."""
+
+    weight_granularity: Granularity
+    weight_symmetry: Symmetry
+    activation_symmetry: Symmetry
+
+    @property
+    def index(self) -> int:
+        """Position in `FORMS`, 0..7."""
+        return FORMS.index(self)
+
+    @property
+    def name(self) -> str:
+        """Short human-readable name, such as `per_channel-symmetric-asymmetric`."""
+        return f"{self.weight_granularity}-{self.weight_symmetry}-{self.activation_symmetry}"
+
+
+FORMS: tuple[QuantizationForm, ...] = tuple(
+    QuantizationForm(weight_granularity=g, weight_symmetry=w, activation_symmetry=a)
+    for g, w, a in product(Granularity, Symmetry, Symmetry)
+)
+"""All 8 forms, in the order that every table and encoding of this project uses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What search, cost and prediction need to know of one quantised layer; no tensors.
+
+    `weights` counts weight elements, `inputs` the elements of one image's input feature map (batch of 1),
+    `macs` multiply-accumulates for one image. `nonnegative` says that the input is never negative (after a
+    ReLU), so that its codes are unsigned. `float_parameters` counts the float32 values that stay beside the
+    integers: bias, and scale and shift of the BatchNorm that follows.
+    """
+
+    name: str
+    kind: str
+    searchable: bool
+    output_channels: int
+    weights: int
+    inputs: int
+    macs: int
+    nonnegative: bool
+    float_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubnetConfiguration:
+    """One subnet: a form, and one weight and one activation bit-width per *searchable* layer, in order.
+
+    `narrow_range` leaves out the lowest weight code; `signed` says that the runtime has no unsigned
+    activations, so that non-negative ones use at most 7 bits of magnitude. Both change what is computed,
+    hence they are part of the configuration.
+
+    Raises:
+        InvalidConfigurationError: a bit-width outside 2..8, or lists of different length.
+    """
+
+    form: QuantizationForm
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    narrow_range: bool = False
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.weight_bits) != len(self.activation_bits):
+            raise InvalidConfigurationError(
+                f"{len(self.weight_bits)} weight bit-widths but {len(self.activation_bits)} activation "
+                "bit-widths: give one of each per searchable layer"
+            )
+        for which, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            for position, value in enumerate(bits):
+                if value not in BIT_WIDTHS:
+                    raise InvalidConfigurationError(
+                        f"{which} of searchable layer {position} is {value}: use 2..8",
+                        violations=[Violation(f"/layers/{position}/{which}", "must be one of 2..8")],
+                    )
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The quantised layers of one network in execution order, and what follows from them."""
+
+    layers: tuple[LayerSpec, ...]
+
+    @cached_property
+    def searchable(self) -> tuple[LayerSpec, ...]:
+        """The layers whose bit-widths are chosen: all but the first and the last."""
+        return tuple(layer for layer in self.layers if layer.searchable)
+
+    def uniform(
+        self,
+        form: QuantizationForm,
+        weight_bits: int,
+        activation_bits: int | None = None,
+        *,
+        narrow_range: bool = False,
+        signed: bool = False,
+    ) -> SubnetConfiguration:
+        """Every searchable layer at the same bits; activations at `weight_bits` unless told otherwise."""
+        count = len(self.searchable)
+        return SubnetConfiguration(
+            form=form,
+            weight_bits=(weight_bits,) * count,
+            activation_bits=(weight_bits if activation_bits is None else activation_bits,) * count,
+            narrow_range=narrow_range,
+            signed=signed,
+        )
+
+    def check(self, configuration: SubnetConfiguration) -> None:
+        """Raise InvalidConfigurationError unless `configuration` has one entry per searchable layer."""
+        if len(configuration.weight_bits) != len(self.searchable):
+            raise InvalidConfigurationError(
+                f"the configuration has {len(configuration.weight_bits)} layers, the supernet has "
+                f"{len(self.searchable)} searchable ones: give bits for each of them, in order"
+            )
+
+    def effective_activation_bits(self, activation_bits: NDArray[Any], *, signed: bool) -> NDArray[Any]:
+        """Bits that the activation codes really use, [..., L] over searchable layers.
+
+        A runtime without unsigned activations leaves a non-negative tensor the upper half of int8: 7 bits.
+        """
+        if not signed:
+            return activation_bits
+        nonnegative = np.array([layer.nonnegative for layer in self.searchable])
+        return np.where(nonnegative, np.minimum(activation_bits, 7), activation_bits)
+
+    def encode(self, configurations: Sequence[SubnetConfiguration]) -> NDArray[np.float32]:
+        """Predictor input, [N, encoding_size]: form one-hots, narrow range, one-hot bits per searchable layer."""
+        for configuration in configurations:
+            self.check(configuration)
+        weight_bits = np.array([c.weight_bits for c in configurations], dtype=np.int64)
+        activation_bits = np.stack(
+            [
+                self.effective_activation_bits(np.array(c.activation_bits), signed=c.signed)
+                for c in configurations
+            ]
+        )
+        head = np.stack([_encode_head(c.form, narrow_range=c.narrow_range) for c in configurations])
+        return _encode(head, weight_bits, activation_bits)
+
+    def encode_population(
+        self,
+        form: QuantizationForm,
+        weight_bits: NDArray[Any],
+        activation_bits: NDArray[Any],
+        *,
+        narrow_range: bool = False,
+        signed: bool = False,
+    ) -> NDArray[np.float32]:
+        """The same encoding for a population that shares one form: bits [N, L] int, result [N, encoding_size]."""
+        activation_bits = self.effective_activation_bits(activation_bits, signed=signed)
+        head = np.broadcast_to(_encode_head(form, narrow_range=narrow_range), (len(weight_bits), 7))
+        return _encode(head, weight_bits, activation_bits)
+
+    @property
+    def encoding_size(self) -> int:
+        """Columns of `encode`: 6 for the form's three axes, 1 for narrow range, 2 x 7 per searchable layer."""
+        return 7 + 2 * len(BIT_WIDTHS) * len(self.searchable)
+
+
+def _encode_head(form: QuantizationForm, *, narrow_range: bool) -> NDArray[np.float32]:
+    axes = (
+        form.weight_granularity is Granularity.PER_CHANNEL,
+        form.weight_symmetry is Symmetry.ASYMMETRIC,
+        form.activation_symmetry is Symmetry.ASYMMETRIC,
+    )
+    one_hots = [value for axis in axes for value in (not axis, axis)]
+    return np.array([*one_hots, narrow_range], dtype=np.float32)
+
+
+def _encode(
+    head: NDArray[np.float32], weight_bits: NDArray[Any], activation_bits: NDArray[Any]
+) -> NDArray[np.float32]:
+    bits = np.concatenate([weight_bits, activation_bits], axis=1)
+    one_hot = (bits[:, :, None] == np.array(BIT_WIDTHS)).astype(np.float32)
+    return np.concatenate([head, one_hot.reshape(len(bits), -1)], axis=1)
+
+
+def configuration_to_json(configuration: SubnetConfiguration, space: SearchSpace) -> dict[str, Any]:
+    """The `configuration` object of the HTTP contract."""
+    space.check(configuration)
+    return {
+        "granularity": str(configuration.form.weight_granularity),
+        "weight_symmetry": str(configuration.form.weight_symmetry),
+        "activation_symmetry": str(configuration.form.activation_symmetry),
+        "narrow_range": configuration.narrow_range,
+        "signed": configuration.signed,
+        "layers": [
+            {"name": layer.name, "weight_bits": weight, "activation_bits": activation}
+            for layer, weight, activation in zip(
+                space.searchable, configuration.weight_bits, configuration.activation_bits, strict=True
+            )
+        ],
+    }
+
+
+def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> SubnetConfiguration:
+    """Inverse of `configuration_to_json`; layers may come in any order, each exactly once.
+
+    Raises:
+        InvalidConfigurationError: a missing, unknown or repeated layer, or a value outside the space.
+    """
+    try:
+        form = QuantizationForm(
+            weight_granularity=Granularity(document["granularity"]),
+            weight_symmetry=Symmetry(document["weight_symmetry"]),
+            activation_symmetry=Symmetry(document["activation_symmetry"]),
+        )
+        entries = [
+            (str(e["name"]), int(e["weight_bits"]), int(e["activation_bits"])) for e in document["layers"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidConfigurationError(f"not a subnet configuration: {error}") from error
+    expected = [layer.name for layer in space.searchable]
+    violations = [
+        Violation(f"/layers/{position}/name", f"{name!r} is not a searchable layer, or is given twice")
+        for position, (name, _, _) in enumerate(entries)
+        if name not in expected or name in [other for other, _, _ in entries[:position]]
+    ]
+    missing = [name for name in expected if name not in {name for name, _, _ in entries}]
+    if missing:
+        violations.append(Violation("/layers", f"no bits for {', '.join(missing)}"))
+    if violations:
+        raise InvalidConfigurationError(
+            "the configuration does not name every searchable layer exactly once", violations=violations
+        )
+    ordered = sorted(entries, key=lambda entry: expected.index(entry[0]))
+    return SubnetConfiguration(
+        form=form,
+        weight_bits=tuple(weight for _, weight, _ in ordered),
+        activation_bits=tuple(activation for _, _, activation in ordered),
+        narrow_range=bool(document.get("narrow_range", False)),
+        signed=bool(document.get("signed", False)),
+    )
+
+
+def configuration_digest(configuration: SubnetConfiguration, space: SearchSpace) -> str:
+    """Hex SHA-256 of the canonical JSON: equal exactly when two configurations compute the same."""
+    text = json.dumps(configuration_to_json(configuration, space), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

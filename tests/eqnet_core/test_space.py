@@ -1,0 +1,96 @@
+"""Forms, configurations, their JSON and the predictor's encoding."""
+
+import numpy as np
+import pytest
+
+from eqnet_core.errors import InvalidConfigurationError
+from eqnet_core.space import (
+    FORMS,
+    LayerSpec,
+    SearchSpace,
+    SubnetConfiguration,
+    configuration_digest,
+    configuration_from_json,
+    configuration_to_json,
+)
+
+
+def layer(name: str, *, searchable: bool = True, nonnegative: bool = True) -> LayerSpec:
+    return LayerSpec(
+        name=name,
+        kind="conv",
+        searchable=searchable,
+        output_channels=4,
+        weights=36,
+        inputs=64,
+        macs=576,
+        nonnegative=nonnegative,
+        float_parameters=8,
+    )
+
+
+SPACE = SearchSpace(
+    (layer("stem", searchable=False, nonnegative=False), layer("a"), layer("b", nonnegative=False), layer("c"))
+)
+CONFIGURATION = SubnetConfiguration(form=FORMS[5], weight_bits=(2, 5, 8), activation_bits=(3, 4, 8))
+
+
+def test_forms_are_all_eight_and_know_their_place() -> None:
+    assert len(set(FORMS)) == 8
+    assert [form.index for form in FORMS] == list(range(8))
+
+
+def test_json_round_trip_in_any_order_of_layers() -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    document["layers"].reverse()
+    assert configuration_from_json(document, SPACE) == CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"layers": [{"name": "a", "weight_bits": 2, "activation_bits": 2}]}, "/layers"),
+        ({"layers": [{"name": n, "weight_bits": 2, "activation_bits": 2} for n in "abcc"]}, "/layers/3/name"),
+        ({"layers": [{"name": n, "weight_bits": 2, "activation_bits": 2} for n in "abcx"]}, "/layers/3/name"),
+        ({"layers": [{"name": n, "weight_bits": 9, "activation_bits": 2} for n in "abc"]}, "/layers/0/weight_bits"),
+    ],
+)
+def test_wrong_layers_are_pointed_at(change: dict[str, object], pointer: str) -> None:
+    with pytest.raises(InvalidConfigurationError) as caught:
+        configuration_from_json({**configuration_to_json(CONFIGURATION, SPACE), **change}, SPACE)
+    assert pointer in [violation.pointer for violation in caught.value.violations]
+
+
+@pytest.mark.parametrize("key", ["granularity", "weight_symmetry", "activation_symmetry", "layers"])
+def test_missing_parts_are_refused(key: str) -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    del document[key]
+    with pytest.raises(InvalidConfigurationError, match=key):
+        configuration_from_json(document, SPACE)
+
+
+def test_digest_tells_configurations_apart() -> None:
+    other = SubnetConfiguration(form=FORMS[5], weight_bits=(2, 5, 8), activation_bits=(3, 4, 7))
+    assert configuration_digest(CONFIGURATION, SPACE) == configuration_digest(CONFIGURATION, SPACE)
+    assert configuration_digest(CONFIGURATION, SPACE) != configuration_digest(other, SPACE)
+
+
+def test_encoding_is_one_hot_and_the_same_for_populations() -> None:
+    encoded = SPACE.encode([CONFIGURATION])
+    assert encoded.shape == (1, SPACE.encoding_size)
+    assert encoded.sum() == 3 + 2 * 3
+    population = SPACE.encode_population(FORMS[5], np.array([[2, 5, 8]]), np.array([[3, 4, 8]]))
+    np.testing.assert_array_equal(encoded, population)
+
+
+def test_signed_runtimes_are_encoded_with_the_bits_they_use() -> None:
+    signed = SPACE.encode_population(FORMS[5], np.array([[2, 5, 8]]), np.array([[8, 8, 8]]), signed=True)
+    # "b" may be negative and keeps 8 bits; "a" and "c" are left with 7.
+    same = SPACE.encode_population(FORMS[5], np.array([[2, 5, 8]]), np.array([[7, 8, 7]]))
+    np.testing.assert_array_equal(signed, same)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0])
+def test_bit_widths_outside_the_space_are_refused(bits: int) -> None:
+    with pytest.raises(InvalidConfigurationError):
+        SubnetConfiguration(form=FORMS[0], weight_bits=(bits,), activation_bits=(8,))
