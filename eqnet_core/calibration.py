@@ -1,0 +1,157 @@
+"""Fitting a supernet to data without training: first step sizes and zero-points, BatchNorm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eqnet_core.quantizers import ActivationQuantizer
+from eqnet_core.space import BIT_WIDTHS, FORMS, Granularity, Symmetry
+from eqnet_core.supernet import Supernet
+
+_RATIOS = torch.linspace(0.1, 1.0, 46)
+"""Candidate clipping ranges as fractions of the whole range; 2-bit optima lie near 0.5, 8-bit ones near 1."""
+
+_ACTIVATION_SAMPLE = 16384
+"""Elements of a layer's input that its activation quantisers are fitted on."""
+
+
+@torch.no_grad()
+def initialise_quantizers(supernet: Supernet, images: Tensor) -> None:
+    """Set every step size and zero-point to the one with the least squared quantisation error.
+
+    Weights are compared channel by channel (or as a whole for per-tensor forms), activations on the inputs
+    that `images` cause in the unquantised network, with BatchNorm's present statistics.
+
+    Args:
+        supernet: changed in place.
+        images: normalised float32 [N, C, H, W]; 256 are plenty.
+    """
+    inputs = _float_inputs(supernet, images)
+    for layer in supernet.layers:
+        _initialise_activations(layer.activation_quantizer, inputs[layer.spec.name], layer.spec.nonnegative)
+        weight = layer.weight.flatten(1)
+        quantizer = layer.weight_quantizer
+        half = len(FORMS) // 2
+        for granularity, rows, steps, zeros in (
+            (Granularity.PER_CHANNEL, weight, quantizer.log_step_per_channel, quantizer.zero_point_per_channel),
+            (
+                Granularity.PER_TENSOR,
+                weight.reshape(1, -1),
+                quantizer.log_step_per_tensor,
+                quantizer.zero_point_per_tensor,
+            ),
+        ):
+            for symmetry in Symmetry:
+                forms = [
+                    index % half
+                    for index, form in enumerate(FORMS)
+                    if form.weight_granularity is granularity and form.weight_symmetry is symmetry
+                ]
+                for bit, bits in enumerate(BIT_WIDTHS):
+                    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+                    step, zero = least_error(rows, low, high, symmetry)
+                    for form in forms:
+                        # A per-tensor table has no channel axis: its one row is the value.
+                        steps[form, bit] = step.log().reshape(steps[form, bit].shape)
+                        zeros[form, bit] = zero.reshape(zeros[form, bit].shape)
+
+
+def least_error(rows: Tensor, low: int, high: int, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
+    """The step size and integer zero-point of each row with the least squared quantisation error.
+
+    Args:
+        rows: float32 [R, K], each row with its own step size.
+        low, high: the range of codes.
+        symmetry: with `SYMMETRIC` the zero-point is 0.
+
+    Returns:
+        Step sizes [R] > 0 and zero-points [R], the best of 46 clipping ranges.
+    """
+    ratios = _RATIOS.to(rows.device)[:, None]
+    smallest, largest = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    if symmetry is Symmetry.SYMMETRIC:
+        # The range that reaches both ends; codes below zero go one further than those above.
+        reach = torch.maximum(largest / max(high, 1), -smallest / max(-low, 1))
+        steps = (ratios * reach).clamp(min=1e-8)
+        zeros = torch.zeros_like(steps)
+    else:
+        steps = (ratios * (largest - smallest) / (high - low)).clamp(min=1e-8)
+        zeros = torch.clamp(torch.round(low - ratios * smallest / steps), low, high)
+    scaled = rows / steps[:, :, None]
+    codes = torch.clamp(torch.round(scaled) + zeros[:, :, None], low, high) - zeros[:, :, None]
+    errors = ((codes - scaled) * steps[:, :, None]).square().sum(2)
+    best = errors.argmin(0, keepdim=True)
+    return steps.gather(0, best)[0], zeros.gather(0, best)[0]
+
+
+def _initialise_activations(quantizer: ActivationQuantizer, values: Tensor, nonnegative: bool) -> None:
+    row = values.reshape(1, -1)
+    for symmetry in Symmetry:
+        forms = [index for index, form in enumerate(FORMS) if form.activation_symmetry is symmetry]
+        for bit, bits in enumerate(BIT_WIDTHS):
+            low, high = (0, 2**bits - 1) if nonnegative else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            step, zero = least_error(row, low, high, symmetry)
+            quantizer.log_step[forms, bit] = step.log()
+            quantizer.zero_point[forms, bit] = zero
+
+
+def _float_inputs(supernet: Supernet, images: Tensor) -> dict[str, Tensor]:
+    """A sample [<= _ACTIVATION_SAMPLE] of every elastic layer's input, with nothing quantised."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for layer in supernet.layers:
+
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], name: str = layer.spec.name) -> None:
+            flat = arguments[0].flatten()
+            # A stride that shares no factor with the feature maps, lest one column is all that is seen.
+            found[name] = flat[:: max(1, flat.numel() // _ACTIVATION_SAMPLE) | 1].clone()
+
+        handles.append(layer.register_forward_pre_hook(hook))
+    training = supernet.training
+    supernet.eval()
+    try:
+        for layer in supernet.layers:
+            layer.quantizing = False
+        supernet(images)
+    finally:
+        for layer in supernet.layers:
+            layer.quantizing = True
+        supernet.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@torch.no_grad()
+def calibrate_batch_norm(
+    supernet: Supernet, batches: Iterable[Tensor]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Re-estimate BatchNorm's statistics with the active subnet (EQ-Net, method.md section 3).
+
+    Args:
+        supernet: its running statistics are replaced; left in evaluation mode.
+        batches: normalised float32 [N, C, H, W] images **with the training augmentation**, of equal size.
+
+    Returns:
+        (mean [C], variance [C]) by BatchNorm module: the averages over all batches.
+    """
+    modules = supernet.batch_norms().values()
+    momenta = [module.momentum for module in modules]
+    supernet.eval()
+    for module in modules:
+        module.reset_running_stats()
+        module.momentum = None  # cumulative average
+        module.train()
+    try:
+        for images in batches:
+            supernet(images)
+    finally:
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+        supernet.eval()
+    return supernet.statistics()
