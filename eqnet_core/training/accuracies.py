@@ -1,0 +1,72 @@
+"""Stage 4: what the card states, top-1 on the test images of the float network and of every uniform subnet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.evaluation import top1
+from eqnet_core.models import build_model
+from eqnet_core.space import FORMS
+from eqnet_core.training.batches import calibration_batches
+from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.run import Run, write_atomically
+from eqnet_core.training.trained import load_trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracySettings:
+    """Which uniform bit-widths are measured, over all forms, after calibration with this many images."""
+
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    calibration_images: int = 2048
+    seed: int = 0
+
+
+def measure_accuracies(
+    data: ImageData,
+    float_weights: Path,
+    supernet_folder: Path,
+    folder: Path,
+    settings: AccuracySettings,
+    device: torch.device,
+) -> Path:
+    """Measure and write `accuracies.json`: `float`, and `uniform` by form and bits; goes on where it stopped.
+
+    Raises:
+        TrainingError: an earlier stage is missing, or the folder holds a run with other settings.
+    """
+    Run(folder, settings)
+    path = folder / "accuracies.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    images = normalise(data.test.images, data.mean, data.std).to(device)
+    labels = data.test.labels.to(device)
+    supernet = load_trained(supernet_folder).to(device)
+    if "float" not in found:
+        model = build_model(supernet.architecture, len(data.classes))
+        model.load_state_dict(load_file(float_weights))
+        found = {
+            "images": len(labels),
+            "float": round(top1(model.to(device), images, labels), 4),
+            "uniform": {},
+        }
+    wanted = [(form, bits) for form in FORMS for bits in settings.bits]
+    for form, bits in tqdm(wanted, desc="uniform subnets", unit="subnet"):
+        row = found["uniform"].setdefault(form.name, {})
+        if str(bits) in row:
+            continue
+        supernet.activate(supernet.space.uniform(form, bits))
+        calibration = calibration_batches(
+            data, images=settings.calibration_images, seed=settings.seed, index=0, device=device
+        )
+        calibrate_batch_norm(supernet, calibration)
+        row[str(bits)] = round(top1(supernet, images, labels), 4)
+        write_atomically(path, json.dumps(found, indent=2).encode())
+    return path

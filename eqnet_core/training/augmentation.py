@@ -1,0 +1,37 @@
+"""The training augmentation: random crop from a padded image, random horizontal flip (He et al. 2016)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+    """Shift each image by up to `padding` pixels (zeros come in) and mirror half of them.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        generator: a CPU generator, so that every device draws the same.
+
+    Returns:
+        uint8 [N, C, H, W] on the same device.
+    """
+    count, channels, height, width = images.shape
+    top, left = (
+        torch.randint(0, 2 * padding + 1, (count, 1), generator=generator).to(images.device)
+        for _ in range(2)
+    )
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool().to(images.device)
+    padded = functional.pad(images, (padding,) * 4)
+    rows = top + torch.arange(height, device=images.device)
+    forwards = torch.arange(width, device=images.device)
+    columns = left + torch.where(mirrored, width - 1 - forwards, forwards)
+    image = torch.arange(count, device=images.device)
+    # One gather for the whole batch; [N, 1, H, 1] x [N, 1, 1, W] indices broadcast over the channels.
+    return padded[
+        image[:, None, None, None],
+        torch.arange(channels, device=images.device)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]

@@ -1,0 +1,102 @@
+"""Augmented batches as a pure function of the seed and the step, so that any run can go on at any step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from eqnet_core.training.augmentation import crop_and_flip
+from eqnet_core.training.data import ImageData, LabelledImages, normalise
+
+Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations"]
+_STREAMS: tuple[Stream, ...] = ("order", "augmentation", "subnets", "calibration", "configurations")
+
+
+def seeded(seed: int, stream: Stream, index: int) -> np.random.Generator:
+    """The generator of one purpose at one step (or epoch): independent of every other."""
+    return np.random.default_rng((seed, _STREAMS.index(stream), index))
+
+
+def torch_seeded(seed: int, stream: Stream, index: int) -> torch.Generator:
+    """The same for torch, on the CPU whatever device computes, so that every device draws alike."""
+    return torch.Generator().manual_seed(int(seeded(seed, stream, index).integers(2**62)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSizes:
+    """Progressive resizing: epochs at smaller images first, given as ((side, epochs), ...), then full size.
+
+    A 16-pixel epoch costs a quarter of a 32-pixel one; early epochs lose little by it (Howard, DAWNBench 2018).
+    """
+
+    stages: tuple[tuple[int, int], ...] = ()
+
+    def at(self, epoch: int, full: int) -> int:
+        """Image side in pixels of the given epoch (from 0)."""
+        for side, epochs in self.stages:
+            if epoch < epochs:
+                return side
+            epoch -= epochs
+        return full
+
+
+class Batches:
+    """Training batches: normalised float32 [B, C, S, S] and labels [B], on `device`.
+
+    Each epoch is one random order of the images; the incomplete last batch is left out.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        sizes: ImageSizes | None = None,
+    ) -> None:
+        self._images = data.train.to(device)
+        self._data = data
+        self._batch_size = batch_size
+        self._seed = seed
+        self._sizes = sizes or ImageSizes()
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        self.steps_per_epoch = max(1, len(data.train) // batch_size)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step (from 0): the same for the same seed, however the run got there."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            order = seeded(self._seed, "order", epoch).permutation(len(self._images))
+            self._order = (epoch, torch.from_numpy(order))
+        indices = self._order[1][position * self._batch_size : (position + 1) * self._batch_size]
+        batch = self._images.subset(indices.to(self._images.labels.device))
+        generator = torch_seeded(self._seed, "augmentation", step)
+        images = augmented(batch, self._data, generator)
+        side = self._sizes.at(epoch, images.shape[-1])
+        if side != images.shape[-1]:
+            images = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return images, batch.labels
+
+
+def augmented(batch: LabelledImages, data: ImageData, generator: torch.Generator) -> Tensor:
+    """The images of `batch` cropped, flipped and normalised: float32 [B, C, H, W]."""
+    return normalise(crop_and_flip(batch.images, generator), data.mean, data.std)
+
+
+def calibration_batches(
+    data: ImageData, *, images: int, seed: int, index: int, device: torch.device, batch_size: int = 256
+) -> list[Tensor]:
+    """Augmented, normalised training images for BatchNorm, in batches of equal size: draw `index` of `seed`."""
+    order = torch.from_numpy(seeded(seed, "calibration", index).permutation(len(data.train))[:images])
+    generator = torch_seeded(seed, "calibration", index)
+    size = min(batch_size, len(order))
+    return [
+        augmented(data.train.subset(order[start : start + size]), data, generator).to(device)
+        for start in range(0, len(order) - size + 1, size)
+    ]

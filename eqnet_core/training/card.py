@@ -1,0 +1,67 @@
+"""A bundle's card as a Markdown page: what it was trained on, how, and what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eqnet_core.bundle import Bundle
+
+
+def card_page(bundle: Bundle) -> str:
+    """The page, from nothing but what `bundle.json` states."""
+    document = bundle.document
+    accuracy, predictor, card = document["accuracy"], document["predictor"], document["card"]
+    bits = sorted({int(bit) for row in accuracy["uniform"].values() for bit in row})
+    size = sum(entry["bytes"] for entry in document["files"].values())
+    lines = [
+        f"# Bundle `{bundle.name}`",
+        "",
+        "Written by the `bundle` stage of training from the bundle's own `bundle.json`; change that, not this.",
+        "",
+        f"- Architecture: `{bundle.architecture}`, {len(bundle.space.layers)} quantised layers "
+        f"({len(bundle.space.searchable)} searchable), {len(bundle.classes)} classes.",
+        f"- Data: {card['data']}. The bundle holds no image.",
+        f"- Size: {size / 1e6:.2f} MB.",
+        f"- Digest: `{bundle.digest}`.",
+        "",
+        "## Accuracy",
+        "",
+        f"Top-1 in % on {accuracy['images']} test images, BatchNorm calibrated with augmented training images; "
+        "weights and activations at the same bits, first and last layer at 8.",
+        "",
+        f"Float network: **{100 * accuracy['float']:.2f}**.",
+        "",
+        "| form (weight granularity - weights - activations) | " + " | ".join(f"{b} bits" for b in bits) + " |",
+        "|---|" + "---|" * len(bits),
+    ]
+    for form, row in accuracy["uniform"].items():
+        cells = " | ".join(f"{100 * row[str(b)]:.2f}" if str(b) in row else "" for b in bits)
+        lines.append(f"| {form} | {cells} |")
+    lines += [
+        "",
+        "## Predictors",
+        "",
+        f"Accuracy predictor (CQAP), fitted on {predictor['samples'] - predictor['held_out']} measured subnets "
+        f"and judged on {predictor['held_out']} others, {predictor['images']} held-out images each:",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Pearson | {predictor['pearson']:.3f} |",
+        f"| Kendall | {predictor['kendall']:.3f} |",
+        f"| Kendall between two halves of the images | {predictor['noise_ceiling']:.3f} |",
+        f"| mean absolute error | {100 * predictor['mean_absolute_error']:.2f} points |",
+        f"| coverage of the 90 % interval | {100 * predictor['interval_coverage']:.1f} % |",
+        "",
+        "## How it was trained",
+        "",
+        "| stage | settings |",
+        "|---|---|",
+        *(f"| {stage} | {_settings(settings)} |" for stage, settings in card["stages"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    shown = {key: value for key, value in settings.items() if key not in ("stage", "checkpoint_seconds")}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())

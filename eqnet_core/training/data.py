@@ -1,0 +1,170 @@
+"""Training images in memory, from any of the three layouts people have them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqnet_core.errors import TrainingError
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """`images` uint8 [N, C, H, W]; `labels` int64 [N], each in 0..classes-1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> LabelledImages:
+        """The images at `indices` (int64 [M]), in that order."""
+        return LabelledImages(images=self.images[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> LabelledImages:
+        """The same images on `device`."""
+        return LabelledImages(images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set: images to train on, images held out of them for every choice, and test images for reports."""
+
+    train: LabelledImages
+    held_out: LabelledImages
+    test: LabelledImages
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, seed: int) -> ImageData:
+    """Read a data set and hold `held_out` training images out, drawn with `seed`, the same for every stage.
+
+    `path` is one of
+    - an `.npz` file with `x_train, y_train, x_test, y_test` (uint8 [N, C, H, W] and integer labels),
+      optionally `classes`;
+    - a folder in which torchvision's `CIFAR10` class finds its download (`cifar-10-batches-py`);
+    - a folder with `train/` and `test/` (or `val/`), each a torchvision `ImageFolder`; images are resized
+      to `input_shape` and kept in memory.
+
+    `mean` and `std` are those of the training images, per channel, of pixels in [0, 1].
+
+    Raises:
+        TrainingError: nothing of the three is at `path`, or shapes and labels do not fit.
+    """
+    if path.suffix == ".npz" and path.is_file():
+        train, test, classes = _read_npz(path)
+    elif (path / "cifar-10-batches-py").is_dir():
+        train, test, classes = _read_torchvision_cifar10(path)
+    elif (path / "train").is_dir():
+        train, test, classes = _read_image_folder(path, input_shape)
+    else:
+        raise TrainingError(
+            f"no data at {path}: expected an .npz file, a folder holding cifar-10-batches-py, "
+            "or a folder holding train/ and test/ with one folder per class"
+        )
+    for part in (train, test):
+        if tuple(part.images.shape[1:]) != input_shape:
+            raise TrainingError(
+                f"images at {path} are {tuple(part.images.shape[1:])}, the network takes {input_shape}"
+            )
+        if len(part) == 0 or int(part.labels.min()) < 0 or int(part.labels.max()) >= len(classes):
+            raise TrainingError(f"labels at {path} must be 0..{len(classes) - 1}, with at least one image")
+    if not 0 < held_out < len(train):
+        raise TrainingError(f"cannot hold {held_out} of {len(train)} training images out: choose fewer")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
+    kept = train.subset(order[held_out:])
+    # Moments from the integer histogram: exact, and the whole set in float would be four times its size.
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    histograms = torch.stack(
+        [torch.bincount(kept.images[:, c].reshape(-1), minlength=256) for c in range(input_shape[0])]
+    ).double()
+    mean = (histograms * levels).sum(1) / histograms.sum(1)
+    variance = (histograms * levels.square()).sum(1) / histograms.sum(1) - mean.square()
+    return ImageData(
+        train=kept,
+        held_out=train.subset(order[:held_out]),
+        test=test,
+        classes=classes,
+        mean=tuple(round(float(value), 4) for value in mean),
+        std=tuple(round(float(value) ** 0.5, 4) for value in variance),
+    )
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [N, C, H, W] to float32: (x / 255 - mean) / std per channel."""
+    shape = (1, -1, 1, 1)
+    means = torch.tensor(mean, device=images.device).view(shape)
+    deviations = torch.tensor(std, device=images.device).view(shape)
+    return (images.float() / 255 - means) / deviations
+
+
+def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays.files)
+        if missing:
+            raise TrainingError(f"{path} has no {', '.join(sorted(missing))}")
+        parts = []
+        for part in ("train", "test"):
+            images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+            if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+                raise TrainingError(
+                    f"x_{part} in {path} must be uint8 [N, C, H, W] with N labels, "
+                    f"not {images.dtype} {images.shape} with {len(labels)}"
+                )
+            parts.append(
+                LabelledImages(
+                    images=torch.from_numpy(images), labels=torch.from_numpy(labels.astype(np.int64))
+                )
+            )
+        if "classes" in arrays.files:
+            classes = tuple(str(name) for name in arrays["classes"])
+        else:
+            count = int(parts[0].labels.max()) + 1
+            classes = CIFAR10_CLASSES if count == 10 else tuple(str(index) for index in range(count))
+    return parts[0], parts[1], classes
+
+
+def _read_torchvision_cifar10(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
+    from torchvision.datasets import CIFAR10
+
+    parts = []
+    for train in (True, False):
+        data = CIFAR10(str(path), train=train, download=False)
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        parts.append(LabelledImages(images=images, labels=torch.tensor(data.targets)))
+    return parts[0], parts[1], CIFAR10_CLASSES
+
+
+def _read_image_folder(
+    path: Path, input_shape: tuple[int, int, int]
+) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    _, height, width = input_shape
+    transform = v2.Compose(
+        [v2.Resize(min(height, width)), v2.CenterCrop((height, width)), v2.PILToTensor()]
+    )
+    second = "test" if (path / "test").is_dir() else "val"
+    parts, names = [], []
+    for part in ("train", second):
+        if not (path / part).is_dir():
+            raise TrainingError(f"{path} has train/ but neither test/ nor val/")
+        folder = ImageFolder(str(path / part), transform=transform)
+        names.append(tuple(folder.classes))
+        images = torch.stack([folder[index][0] for index in range(len(folder))])
+        parts.append(LabelledImages(images=images, labels=torch.tensor(folder.targets)))
+    if names[0] != names[1]:
+        raise TrainingError(f"train/ and {second}/ in {path} hold different classes")
+    return parts[0], parts[1], names[0]

@@ -1,0 +1,108 @@
+"""Stage 1: the float network that the supernet starts from (He et al. 2016, with a one-cycle schedule)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from eqnet_core.evaluation import top1
+from eqnet_core.models import build_model
+from eqnet_core.training.batches import Batches, ImageSizes
+from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.run import Run, write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """SGD with Nesterov momentum; the learning rate rises linearly for `warmup` of the steps, then falls to 0."""
+
+    architecture: str = "resnet20"
+    epochs: int = 40
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    sizes: ImageSizes = field(default_factory=ImageSizes)
+    seed: int = 0
+    compile: bool = True
+    checkpoint_seconds: float = 60.0
+
+
+def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: torch.device) -> Path:
+    """Train until done and write `float.safetensors`; goes on where a killed run stopped.
+
+    Returns:
+        The path of the weights. The log has a line per epoch: loss, held-out accuracy, images/s.
+
+    Raises:
+        TrainingError: the folder holds a run with other settings.
+    """
+    run = Run(folder, settings)
+    result = folder / "float.safetensors"
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.architecture, len(data.classes)).to(device)
+    # Weight decay on BatchNorm and biases only shrinks what has no scale to lose (Goyal et al. 2017).
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=True,
+    )
+    batches = Batches(
+        data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
+    )
+    total = settings.epochs * batches.steps_per_epoch
+    start = 0
+    if (state := run.resume()) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    forward = torch.compile(model, dynamic=False) if settings.compile else model
+    loss_sum, seen, began = 0.0, 0, time.perf_counter()
+    progress = tqdm(range(start, total), initial=start, total=total, desc="float", unit="step")
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * one_cycle(step / total, settings.warmup)
+        images, labels = batches.at(step)
+        model.train()
+        loss = functional.cross_entropy(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum, seen = loss_sum + loss.item() * len(labels), seen + len(labels)
+        if (step + 1) % batches.steps_per_epoch == 0:
+            epoch = (step + 1) // batches.steps_per_epoch
+            speed = seen / (time.perf_counter() - began)
+            accuracy = held_out_top1(model, data, device)
+            run.log(
+                epoch=epoch, loss=round(loss_sum / seen, 4), held_out=accuracy, images_per_s=round(speed, 1)
+            )
+            progress.set_postfix(epoch=epoch, loss=f"{loss_sum / seen:.3f}", held_out=f"{accuracy:.4f}")
+            loss_sum, seen, began = 0.0, 0, time.perf_counter()
+        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 == total:
+            run.checkpoint(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            )
+    write_atomically(result, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+    return result
+
+
+def one_cycle(progress: float, warmup: float) -> float:
+    """Factor on the peak learning rate at `progress` in [0, 1): up over `warmup`, down to 0 at 1."""
+    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+
+
+def held_out_top1(model: nn.Module, data: ImageData, device: torch.device) -> float:
+    """Top-1 on the held-out training images."""
+    images = normalise(data.held_out.images, data.mean, data.std)
+    return top1(model, images.to(device), data.held_out.labels.to(device))

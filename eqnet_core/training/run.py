@@ -1,0 +1,99 @@
+"""A run folder: its settings, its log and its checkpoint. Killed at any moment, the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqnet_core.errors import TrainingError
+
+
+class Run:
+    """One stage's folder: `settings.json`, `log.jsonl` (one object a line), `checkpoint.pt`, results.
+
+    A checkpoint is written to a temporary file, flushed to disk and renamed, so that it is whole or not there.
+    The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
+    `growing` (such as how many samples) may differ from those of the run that goes on.
+
+    Raises:
+        TrainingError: the folder holds a run with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Any, *, growing: Sequence[str] = ()) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        document = json.loads(json.dumps({"stage": type(settings).__name__, **asdict(settings)}, default=str))
+        path = folder / "settings.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            changed = sorted(
+                key
+                for key in {*before, *document} - {*growing}
+                if before.get(key) != document.get(key)
+            )
+            if changed:
+                raise TrainingError(
+                    f"{folder} holds a run with other settings ({', '.join(changed)}): "
+                    "repeat its settings to go on, or choose another folder"
+                )
+        else:
+            write_atomically(path, json.dumps(document, indent=2).encode())
+        self._last_checkpoint = time.monotonic()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def resume(self) -> dict[str, Any] | None:
+        """The checkpoint's state, or None for a fresh run. Tensors and plain values only (`weights_only`)."""
+        if not self.checkpoint_path.exists():
+            self.log_path.write_text("")
+            return None
+        checkpoint: dict[str, Any] = torch.load(
+            self.checkpoint_path, map_location="cpu", weights_only=True
+        )
+        with self.log_path.open("r+b") as log:
+            log.truncate(checkpoint["log_bytes"])
+        state: dict[str, Any] = checkpoint["state"]
+        return state
+
+    def log(self, **values: Any) -> None:
+        """Append one line to the log."""
+        with self.log_path.open("a") as log:
+            log.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by `state`."""
+        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        temporary = self.checkpoint_path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save({"state": dict(state), "log_bytes": size}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.checkpoint_path)
+        self._last_checkpoint = time.monotonic()
+
+    def checkpoint_due(self, seconds: float) -> bool:
+        """Whether the last checkpoint of this process is more than `seconds` old."""
+        return time.monotonic() - self._last_checkpoint > seconds
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader finds all of it or none of it, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

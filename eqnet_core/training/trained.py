@@ -1,0 +1,57 @@
+"""A trained supernet on disk, as the later stages read it: its tensors, and what it is in JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.space import LayerSpec, SearchSpace
+from eqnet_core.subnet import InputSpec
+from eqnet_core.supernet import Supernet
+from eqnet_core.training.run import write_atomically
+
+TENSORS = "supernet.safetensors"
+DESCRIPTION = "supernet.json"
+
+
+def save_trained(folder: Path, supernet: Supernet) -> Path:
+    """Write `supernet.safetensors` and `supernet.json` into `folder`; returns the tensors' path."""
+    document = {
+        "architecture": supernet.architecture,
+        "classes": supernet.classes,
+        "input": asdict(supernet.input),
+        "layers": [asdict(layer) for layer in supernet.space.layers],
+    }
+    write_atomically(folder / DESCRIPTION, json.dumps(document, indent=2).encode())
+    write_atomically(folder / TENSORS, save(supernet.tensors()))
+    return folder / TENSORS
+
+
+def load_trained(folder: Path) -> Supernet:
+    """The supernet that `save_trained` wrote into `folder`, in evaluation mode.
+
+    Raises:
+        TrainingError: nothing there, or damaged files.
+    """
+    try:
+        document = json.loads((folder / DESCRIPTION).read_text())
+        spec = document["input"]
+        supernet = Supernet(
+            architecture=document["architecture"],
+            space=SearchSpace(tuple(LayerSpec(**layer) for layer in document["layers"])),
+            input=InputSpec(
+                shape=tuple(spec["shape"]), mean=tuple(spec["mean"]), std=tuple(spec["std"])
+            ),
+            classes=tuple(document["classes"]),
+        )
+        supernet.load_tensors(load_file(folder / TENSORS))
+    except FileNotFoundError as error:
+        raise TrainingError(f"no trained supernet in {folder}: run the supernet stage first") from error
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise TrainingError(f"{folder} does not hold a trained supernet: {error}") from error
+    return supernet.eval()

@@ -1,0 +1,113 @@
+"""Reading the three layouts, the held-out split, augmentation and batches."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.augmentation import crop_and_flip
+from eqnet_core.training.batches import Batches, ImageSizes
+from eqnet_core.training.data import ImageData, load_data, normalise
+
+SHAPE = (3, 32, 32)
+
+
+def test_held_out_images_are_the_same_every_time_and_no_training_images(digits_file: Path) -> None:
+    first = load_data(digits_file, input_shape=SHAPE, held_out=64, seed=0)
+    again = load_data(digits_file, input_shape=SHAPE, held_out=64, seed=0)
+    assert torch.equal(first.held_out.images, again.held_out.images)
+    assert (len(first.train), len(first.held_out), len(first.test)) == (96, 64, 40)
+    held_out = {image.numpy().tobytes() for image in first.held_out.images}
+    assert not held_out & {image.numpy().tobytes() for image in first.train.images}
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1(digits: ImageData) -> None:
+    images = normalise(digits.train.images, digits.mean, digits.std)
+    assert images.mean().item() == pytest.approx(0, abs=1e-3)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_torchvision_cifar10_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        content = {
+            "data": generator.integers(0, 256, (4, 3072), dtype=np.uint8),
+            "labels": generator.integers(0, 10, 4).tolist(),
+        }
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    # Only the checksums of the real download are skipped; torchvision's reader runs.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = load_data(tmp_path, input_shape=SHAPE, held_out=4, seed=0)
+    assert (len(data.train), len(data.held_out), len(data.test)) == (16, 4, 4)
+    assert data.classes[:2] == ("airplane", "automobile")
+
+
+def test_image_folder_is_resized_to_the_network(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 1)):
+        for label, colour in (("cat", 10), ("dog", 200)):
+            (tmp_path / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (50, 40), (colour, 0, number)).save(
+                    tmp_path / part / label / f"{number}.png"
+                )
+    data = load_data(tmp_path, input_shape=SHAPE, held_out=2, seed=0)
+    assert data.classes == ("cat", "dog")
+    assert tuple(data.test.images.shape) == (2, 3, 32, 32)
+    assert data.test.images[:, 0].float().mean((1, 2)).tolist() == [10, 200]
+
+
+def test_unusable_data_says_what_was_expected(tmp_path: Path, digits_file: Path) -> None:
+    with pytest.raises(TrainingError, match="expected an .npz"):
+        load_data(tmp_path / "nothing", input_shape=SHAPE, held_out=1, seed=0)
+    with pytest.raises(TrainingError, match="choose fewer"):
+        load_data(digits_file, input_shape=SHAPE, held_out=160, seed=0)
+    with pytest.raises(TrainingError, match="the network takes"):
+        load_data(digits_file, input_shape=(3, 28, 28), held_out=10, seed=0)
+    np.savez(tmp_path / "half.npz", x_train=np.zeros((2, 3, 32, 32), np.uint8))
+    with pytest.raises(TrainingError, match="y_train"):
+        load_data(tmp_path / "half.npz", input_shape=SHAPE, held_out=1, seed=0)
+
+
+def test_crops_are_shifted_copies_half_of_them_mirrored() -> None:
+    image = torch.arange(32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 1, 32, 32)
+    padded = torch.nn.functional.pad(image, (4,) * 4)[0, 0]
+    shifts = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+    plain = {shift.numpy().tobytes() for shift in shifts}
+    mirrored = {shift.flip(1).numpy().tobytes() for shift in shifts}
+    found = crop_and_flip(image.expand(200, 1, 32, 32), torch.Generator().manual_seed(0))
+    kinds = [result[0].numpy().tobytes() for result in found]
+    assert all(kind in plain or kind in mirrored for kind in kinds)
+    assert 60 < sum(kind in mirrored for kind in kinds) < 140
+    assert len(set(kinds)) > 80
+
+
+def test_a_batch_depends_on_its_step_alone(digits: ImageData) -> None:
+    def batches() -> Batches:
+        return Batches(digits, batch_size=32, seed=1, device=torch.device("cpu"))
+
+    going_on, fresh = batches(), batches()
+    for step in range(5):
+        images, labels = going_on.at(step)
+    again, labels_again = fresh.at(4)
+    assert torch.equal(images, again)
+    assert torch.equal(labels, labels_again)
+    assert not torch.equal(images, fresh.at(1)[0])
+
+
+def test_every_image_comes_once_an_epoch_at_the_epochs_size(digits: ImageData) -> None:
+    batches = Batches(
+        digits, batch_size=32, seed=0, device=torch.device("cpu"), sizes=ImageSizes(stages=((16, 1),))
+    )
+    epoch = [batches.at(step) for step in range(batches.steps_per_epoch)]
+    assert torch.cat([labels for _, labels in epoch]).bincount().tolist() == (
+        digits.train.labels.bincount().tolist()
+    )
+    assert {tuple(images.shape[2:]) for images, _ in epoch} == {(16, 16)}
+    assert tuple(batches.at(3)[0].shape[2:]) == (32, 32)

@@ -1,0 +1,38 @@
+"""WDR and GPG against SciPy and their definitions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kurtosis, skew
+
+from eqnet_core.training.losses import guided_loss, skewness_and_kurtosis, weight_distribution_loss
+
+
+def test_moments_agree_with_scipy() -> None:
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).exp()
+    skewness, kurt = skewness_and_kurtosis(weight)
+    flat = weight.flatten().numpy()
+    assert skewness.item() == pytest.approx(skew(flat), rel=1e-4)
+    assert kurt.item() == pytest.approx(kurtosis(flat, fisher=False), rel=1e-4)
+
+
+def test_uniform_weights_cost_nothing_and_gradient_descends() -> None:
+    uniform = torch.linspace(-1, 1, 10_001)
+    assert weight_distribution_loss([uniform]).item() == pytest.approx(0, abs=1e-5)
+    weight = torch.from_numpy(np.random.default_rng(0).gamma(2, size=2000)).requires_grad_()
+    before = weight_distribution_loss([weight, uniform])
+    before.backward()
+    assert weight.grad is not None
+    after = weight_distribution_loss([weight - 50 * weight.grad, uniform])
+    assert after < before
+
+
+def test_guidance_mixes_teacher_and_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 10, generator=generator)
+    labels = torch.randint(0, 10, (6,), generator=generator)
+    hard = torch.nn.functional.cross_entropy(student, labels)
+    soft = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1).mean()
+    assert guided_loss(student, labels, teacher, 0.0).item() == pytest.approx(hard.item(), rel=1e-5)
+    assert guided_loss(student, labels, teacher, 1.0).item() == pytest.approx(soft.item(), rel=1e-5)
+    assert guided_loss(student, labels, student, 1.0).item() == pytest.approx(0, abs=1e-6)
