@@ -1,0 +1,103 @@
+"""`model.onnx`, flavour `exact`: BatchNorm kept as a node, everything between quantised layers in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import onnx
+
+from eqnet_core.errors import ArtifactError
+from eqnet_core.export.graph import GraphBuilder, batch_norm, quantized_layer
+from eqnet_core.export.template import IR_VERSION, OPSET, FloatGraph, trace_float_graph
+from eqnet_core.space import configuration_to_json
+from eqnet_core.subnet import InputSpec, Subnet
+
+FORMAT = "eqnet-exact/1"
+"""Changes whenever the same subnet would give other bytes."""
+
+
+class ExactExporter:
+    """Exports subnets of one architecture. Making one takes seconds (torch traces the float network);
+    `render` takes milliseconds.
+
+    Args:
+        architecture: a name of `eqnet_core.models.ARCHITECTURES`.
+        input: the image that the file takes; the batch axis is dynamic.
+        classes: class names, in the order of the logits.
+
+    Raises:
+        InvalidConfigurationError: no such architecture.
+        UnsupportedTargetError: an architecture with a layer that ONNX does not have as one node.
+    """
+
+    def __init__(self, architecture: str, input: InputSpec, classes: tuple[str, ...]) -> None:
+        self.architecture, self.input, self.classes = architecture, input, classes
+        self.graph: FloatGraph = trace_float_graph(architecture, input.shape, len(classes))
+
+    def render(self, subnet: Subnet, metadata: Mapping[str, str]) -> bytes:
+        """The ONNX file of `subnet`: input `image` float32 [batch, C, H, W], normalised; output `logits`.
+
+        `metadata` (bundle digest, predicted accuracy, ...) is stored under `eqnet.<key>`, beside the format,
+        architecture, configuration, normalisation and class names. Equal arguments give equal bytes.
+
+        Raises:
+            ArtifactError: the subnet is not one of this architecture, input and classes.
+            UnsupportedTargetError: a layer whose codes no container holds; names the layer.
+        """
+        self._check(subnet)
+        builder = GraphBuilder()
+        layers = {layer.name: layer for layer in subnet.layers}
+        specs = {spec.name: spec for spec in subnet.space.layers}
+        for node in self.graph.nodes:
+            if node.name in layers:
+                quantized_layer(
+                    builder, node, layers[node.name], specs[node.name], signed=subnet.configuration.signed
+                )
+            elif node.name in subnet.batch_norms:
+                batch_norm(builder, node, subnet.batch_norms[node.name])
+            else:
+                builder.nodes.append(node)
+        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="eqnet")
+        model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=OPSET))
+        model.graph.name = f"{self.architecture}-subnet"
+        model.graph.node.extend(builder.nodes)
+        model.graph.initializer.extend([*self.graph.constants, *builder.initializers])
+        model.graph.input.append(self.graph.input)
+        model.graph.output.append(self.graph.output)
+        for key, value in sorted({**metadata, **_own_metadata(subnet)}.items()):
+            model.metadata_props.append(onnx.StringStringEntryProto(key=f"eqnet.{key}", value=value))
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _check(self, subnet: Subnet) -> None:
+        expected = (self.architecture, self.input, self.classes)
+        if (subnet.architecture, subnet.input, subnet.classes) != expected:
+            raise ArtifactError(
+                f"this exporter is for {self.architecture} with images {self.input.shape} and "
+                f"{len(self.classes)} classes; the subnet is a {subnet.architecture} with images "
+                f"{subnet.input.shape} and {len(subnet.classes)} classes, or another normalisation"
+            )
+        names = {layer.name for layer in subnet.layers} | set(subnet.batch_norms)
+        missing = sorted((self.graph.layers | self.graph.batch_norms) ^ names)
+        if missing:
+            raise ArtifactError(f"subnet and architecture disagree about {', '.join(missing)}")
+
+
+def _own_metadata(subnet: Subnet) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "architecture": subnet.architecture,
+        "configuration": _json(configuration_to_json(subnet.configuration, subnet.space)),
+        "input": _json(
+            {
+                "shape": list(subnet.input.shape),
+                "mean": list(subnet.input.mean),
+                "std": list(subnet.input.std),
+            }
+        ),
+        "classes": _json(list(subnet.classes)),
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,91 @@
+"""`report.json`: what was built, what it costs, and the proof that it computes what was simulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from eqnet_core.export.containers import activation_container, weight_container
+from eqnet_core.export.packing import packed_bytes
+from eqnet_core.space import LayerSpec, configuration_to_json
+from eqnet_core.subnet import QuantizedLayer, Subnet
+
+if TYPE_CHECKING:
+    from eqnet_core.export.proof import Proof
+
+
+def report(
+    subnet: Subnet,
+    *,
+    proofs: Mapping[str, Proof],
+    sizes: Mapping[str, int],
+    cost: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> bytes:
+    """UTF-8 JSON; equal arguments give equal bytes.
+
+    Args:
+        proofs: by file name, such as `model.onnx`.
+        sizes: bytes of every file that was built, by name.
+        cost: the `cost` object of the HTTP contract.
+        metadata: bundle name and digest, predicted accuracy and the like, copied as it is.
+
+    The result's `weight_bytes` are of the weights alone: `true_bits` packed at their bit-widths, `containers`
+    as `model.onnx` stores them. `ideal_bytes` is the smallest file that holds everything: true-bit weights,
+    step sizes and biases and BatchNorms as float32, zero-points (asymmetric only) as one byte each.
+    """
+    specs = {spec.name: spec for spec in subnet.space.layers}
+    layers = [_layer(layer, specs[layer.name], signed=subnet.configuration.signed) for layer in subnet.layers]
+    true_bits = sum(entry["weight"]["true_bit_bytes"] for entry in layers)
+    document = {
+        "architecture": subnet.architecture,
+        "configuration": configuration_to_json(subnet.configuration, subnet.space),
+        "cost": dict(cost),
+        "files": {name: {"bytes": size} for name, size in sizes.items()},
+        "ideal_bytes": true_bits + _parameter_bytes(subnet),
+        "layers": layers,
+        "metadata": dict(metadata),
+        "proofs": {name: proof.to_json() for name, proof in proofs.items()},
+        "weight_bytes": {
+            "true_bits": true_bits,
+            "containers": sum(entry["weight"]["container_bytes"] for entry in layers),
+            "float32": sum(4 * layer.codes.size for layer in subnet.layers),
+        },
+    }
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _layer(layer: QuantizedLayer, spec: LayerSpec, *, signed: bool) -> dict[str, Any]:
+    container = weight_container(layer.weight)
+    held = activation_container(layer, spec, signed=signed)
+    return {
+        "name": layer.name,
+        "kind": spec.kind,
+        "searchable": spec.searchable,
+        "shape": list(layer.codes.shape),
+        "weight": {
+            "bits": layer.weight.bits,
+            "codes": [layer.weight.low, layer.weight.high],
+            "container": container.type,
+            "true_bit_bytes": packed_bytes(layer.codes.size, layer.weight.bits),
+            "container_bytes": packed_bytes(layer.codes.size, 4 if container.type == "int4" else 8),
+        },
+        "activation": {
+            "bits": layer.activation.bits,
+            "codes": [layer.activation.low, layer.activation.high],
+            "container": held.type,
+            "clipped": held.clip,
+        },
+    }
+
+
+def _parameter_bytes(subnet: Subnet) -> int:
+    values, zero_points = 0, 0
+    for layer in subnet.layers:
+        for quantizer in (layer.weight, layer.activation):
+            values += quantizer.scale.size
+            zero_points += quantizer.zero_point.size if quantizer.zero_point.any() else 0
+        values += 0 if layer.bias is None else layer.bias.size
+    values += sum(4 * norm.scale.size for norm in subnet.batch_norms.values())
+    return 4 * values + zero_points
