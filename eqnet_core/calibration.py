@@ -38,7 +38,12 @@ def initialise_quantizers(supernet: Supernet, images: Tensor) -> None:
         quantizer = layer.weight_quantizer
         half = len(FORMS) // 2
         for granularity, rows, steps, zeros in (
-            (Granularity.PER_CHANNEL, weight, quantizer.log_step_per_channel, quantizer.zero_point_per_channel),
+            (
+                Granularity.PER_CHANNEL,
+                weight,
+                quantizer.log_step_per_channel,
+                quantizer.zero_point_per_channel,
+            ),
             (
                 Granularity.PER_TENSOR,
                 weight.reshape(1, -1),
@@ -83,8 +88,10 @@ def least_error(rows: Tensor, low: int, high: int, symmetry: Symmetry) -> tuple[
         steps = (ratios * (largest - smallest) / (high - low)).clamp(min=1e-8)
         zeros = torch.clamp(torch.round(low - ratios * smallest / steps), low, high)
     scaled = rows / steps[:, :, None]
-    codes = torch.clamp(torch.round(scaled) + zeros[:, :, None], low, high) - zeros[:, :, None]
-    errors = ((codes - scaled) * steps[:, :, None]).square().sum(2)
+    offsets = zeros[:, :, None]
+    # In place: [46, R, K] is the largest tensor here, and each pass over it is what takes the time.
+    codes = torch.round(scaled).add_(offsets).clamp_(low, high).sub_(offsets)
+    errors = codes.sub_(scaled).square_().sum(2) * steps.square()
     best = errors.argmin(0, keepdim=True)
     return steps.gather(0, best)[0], zeros.gather(0, best)[0]
 

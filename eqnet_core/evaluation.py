@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 @torch.inference_mode()
-def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> Tensor:
+def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 100) -> Tensor:
     """Which images are classified right.
 
     Args:
@@ -26,6 +26,6 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     return torch.cat(parts)
 
 
-def top1(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
+def top1(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 100) -> float:
     """The fraction of images classified right, in [0, 1]. Arguments as in `correct`."""
     return float(correct(model, images, labels, batch_size=batch_size).float().mean())

@@ -74,7 +74,7 @@ class ElasticLayer(nn.Module):
     flags: Tensor
     ranges: Tensor
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, spec: LayerSpec) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, spec: LayerSpec) -> None:
         super().__init__()
         self.spec = spec
         self.quantizing = True
@@ -85,9 +85,7 @@ class ElasticLayer(nn.Module):
         self.register_buffer("rows", torch.zeros(2, dtype=torch.int64), persistent=False)
         self.register_buffer("flags", torch.zeros(3, dtype=torch.bool), persistent=False)
         self.register_buffer("ranges", torch.zeros(4), persistent=False)
-        self.set(
-            layer_setting(spec, FORMS[0], FIXED_BITS, FIXED_BITS, narrow_range=False, signed=False)
-        )
+        self.set(layer_setting(spec, FORMS[0], FIXED_BITS, FIXED_BITS, narrow_range=False, signed=False))
 
     def set(self, setting: LayerSetting) -> None:
         """Make `setting` the active one; the values change in place, so compiled code stays valid."""
@@ -148,15 +146,13 @@ class ElasticLayer(nn.Module):
             name=self.spec.name,
             codes=codes.cpu().numpy().astype(np.int8),
             weight=_quantizer(self.setting.weight_bits, self.setting.weight_range, step, zero_point),
-            activation=_quantizer(
-                self.setting.activation_bits, self.setting.activation_range, scale, offset
-            ),
+            activation=_quantizer(self.setting.activation_bits, self.setting.activation_range, scale, offset),
             bias=None if self.bias is None else self.bias.detach().cpu().numpy().copy(),
         )
 
 
 class ElasticConv2d(ElasticLayer):
-    """`nn.Conv2d` with elastic quantisation; padding is real zero, which integer zero-points represent exactly."""
+    """`nn.Conv2d` with elastic quantisation; padding is real zero, which integer zero-points hold."""
 
     def __init__(self, float_layer: nn.Conv2d, spec: LayerSpec) -> None:
         super().__init__(float_layer.weight, float_layer.bias, spec)
@@ -170,9 +166,7 @@ class ElasticConv2d(ElasticLayer):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(
-            self.quantized_input(x), self.quantized_weight(), self.bias, **self.geometry
-        )
+        return functional.conv2d(self.quantized_input(x), self.quantized_weight(), self.bias, **self.geometry)
 
 
 class ElasticLinear(ElasticLayer):

@@ -169,7 +169,7 @@ class SearchSpace:
         return np.where(nonnegative, np.minimum(activation_bits, 7), activation_bits)
 
     def encode(self, configurations: Sequence[SubnetConfiguration]) -> NDArray[np.float32]:
-        """Predictor input, [N, encoding_size]: form one-hots, narrow range, one-hot bits per searchable layer."""
+        """Predictor input [N, encoding_size]: form one-hots, narrow range, one-hot bits per layer."""
         for configuration in configurations:
             self.check(configuration)
         weight_bits = np.array([c.weight_bits for c in configurations], dtype=np.int64)
@@ -191,14 +191,14 @@ class SearchSpace:
         narrow_range: bool = False,
         signed: bool = False,
     ) -> NDArray[np.float32]:
-        """The same encoding for a population that shares one form: bits [N, L] int, result [N, encoding_size]."""
+        """The same for a population that shares one form: bits [N, L] int, result [N, encoding_size]."""
         activation_bits = self.effective_activation_bits(activation_bits, signed=signed)
         head = np.broadcast_to(_encode_head(form, narrow_range=narrow_range), (len(weight_bits), 7))
         return _encode(head, weight_bits, activation_bits)
 
     @property
     def encoding_size(self) -> int:
-        """Columns of `encode`: 6 for the form's three axes, 1 for narrow range, 2 x 7 per searchable layer."""
+        """Columns of `encode`: 6 for the form's three axes, 1 for narrow range, 2 x 7 per layer."""
         return 7 + 2 * len(BIT_WIDTHS) * len(self.searchable)
 
 

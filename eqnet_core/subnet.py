@@ -1,6 +1,6 @@
 """A subnet as plain arrays: what the supernet hands to export, and what a saved state-dict holds.
 
-NumPy only. Everything a device needs is here as integers, scales and zero-points; nothing refers to the supernet.
+NumPy only. Everything a device needs is here as integers, scales and zero-points.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eqnet_core.space import SearchSpace, SubnetConfiguration
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """One input image: `shape` (channels, height, width); pixels in [0, 1] are normalised as (x - mean) / std."""
+    """One input image: `shape` (channels, height, width); pixels in [0, 1] become (x - mean) / std."""
 
     shape: tuple[int, int, int]
     mean: tuple[float, ...]

@@ -108,7 +108,8 @@ class Supernet(nn.Module):
         """The running statistics that BatchNorm has now."""
         found = {}
         for name, module in self.batch_norms().items():
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             found[name] = (module.running_mean.cpu().numpy().copy(), module.running_var.cpu().numpy().copy())
         return found
 
@@ -117,7 +118,8 @@ class Supernet(nn.Module):
         """Set BatchNorm's running statistics, one (mean [C], variance [C]) per module."""
         for name, module in self.batch_norms().items():
             mean, variance = statistics[name]
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.copy_(torch.from_numpy(np.asarray(mean)))
             module.running_var.copy_(torch.from_numpy(np.asarray(variance)))
 
@@ -145,7 +147,7 @@ class Supernet(nn.Module):
         )
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Everything that was trained, by name: what a bundle stores. Running statistics are not part of it."""
+        """Everything that was trained, by name: what a bundle stores. No running statistics."""
         return {
             name: value.detach().cpu().numpy().copy()
             for name, value in self.model.state_dict().items()

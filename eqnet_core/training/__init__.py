@@ -1,1 +1,1 @@
-"""Offline training: float network, supernet, samples, predictors, bundle. Nothing else imports this package."""
+"""Offline training, from images to a bundle. Nothing else imports this package."""

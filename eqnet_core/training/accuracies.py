@@ -1,4 +1,4 @@
-"""Stage 4: what the card states, top-1 on the test images of the float network and of every uniform subnet."""
+"""Stage 4: what the card states, top-1 on the test images of the float network and the uniform subnets."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 
     """
     count, channels, height, width = images.shape
     top, left = (
-        torch.randint(0, 2 * padding + 1, (count, 1), generator=generator).to(images.device)
-        for _ in range(2)
+        torch.randint(0, 2 * padding + 1, (count, 1), generator=generator).to(images.device) for _ in range(2)
     )
     mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool().to(images.device)
     padded = functional.pad(images, (padding,) * 4)

@@ -31,7 +31,7 @@ def torch_seeded(seed: int, stream: Stream, index: int) -> torch.Generator:
 class ImageSizes:
     """Progressive resizing: epochs at smaller images first, given as ((side, epochs), ...), then full size.
 
-    A 16-pixel epoch costs a quarter of a 32-pixel one; early epochs lose little by it (Howard, DAWNBench 2018).
+    A 16-pixel epoch costs a quarter of a 32-pixel one; early epochs lose little by it.
     """
 
     stages: tuple[tuple[int, int], ...] = ()
@@ -90,9 +90,9 @@ def augmented(batch: LabelledImages, data: ImageData, generator: torch.Generator
 
 
 def calibration_batches(
-    data: ImageData, *, images: int, seed: int, index: int, device: torch.device, batch_size: int = 256
+    data: ImageData, *, images: int, seed: int, index: int, device: torch.device, batch_size: int = 128
 ) -> list[Tensor]:
-    """Augmented, normalised training images for BatchNorm, in batches of equal size: draw `index` of `seed`."""
+    """Augmented, normalised training images for BatchNorm, in equal batches: draw `index` of `seed`."""
     order = torch.from_numpy(seeded(seed, "calibration", index).permutation(len(data.train))[:images])
     generator = torch_seeded(seed, "calibration", index)
     size = min(batch_size, len(order))

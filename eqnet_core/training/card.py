@@ -16,7 +16,7 @@ def card_page(bundle: Bundle) -> str:
     lines = [
         f"# Bundle `{bundle.name}`",
         "",
-        "Written by the `bundle` stage of training from the bundle's own `bundle.json`; change that, not this.",
+        "Written by the `bundle` stage of training from the bundle's `bundle.json`; change that, not this.",
         "",
         f"- Architecture: `{bundle.architecture}`, {len(bundle.space.layers)} quantised layers "
         f"({len(bundle.space.searchable)} searchable), {len(bundle.classes)} classes.",
@@ -26,12 +26,14 @@ def card_page(bundle: Bundle) -> str:
         "",
         "## Accuracy",
         "",
-        f"Top-1 in % on {accuracy['images']} test images, BatchNorm calibrated with augmented training images; "
+        f"Top-1 in % on {accuracy['images']} test images, BatchNorm calibrated with training images; "
         "weights and activations at the same bits, first and last layer at 8.",
         "",
         f"Float network: **{100 * accuracy['float']:.2f}**.",
         "",
-        "| form (weight granularity - weights - activations) | " + " | ".join(f"{b} bits" for b in bits) + " |",
+        "| form (weight granularity - weights - activations) | "
+        + " | ".join(f"{b} bits" for b in bits)
+        + " |",
         "|---|" + "---|" * len(bits),
     ]
     for form, row in accuracy["uniform"].items():
@@ -41,7 +43,7 @@ def card_page(bundle: Bundle) -> str:
         "",
         "## Predictors",
         "",
-        f"Accuracy predictor (CQAP), fitted on {predictor['samples'] - predictor['held_out']} measured subnets "
+        f"CQAP, fitted on {predictor['samples'] - predictor['held_out']} measured subnets "
         f"and judged on {predictor['held_out']} others, {predictor['images']} held-out images each:",
         "",
         "| | |",

@@ -36,8 +36,7 @@ def image_sizes(text: str) -> ImageSizes:
     """Parse `16x10,24x6`: 10 epochs at 16 pixels, then 6 at 24, the rest at full size."""
     try:
         stages = tuple(
-            (int(side), int(epochs))
-            for side, epochs in (part.split("x") for part in text.split(",") if part)
+            (int(side), int(epochs)) for side, epochs in (part.split("x") for part in text.split(",") if part)
         )
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: write SIDExEPOCHS,… such as 16x10,24x6") from error
@@ -83,13 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     command = stage("sample", "measure subnets for the predictors")
     command.add_argument("--samples", type=int, default=SamplingSettings().samples)
     command.add_argument("--images", type=int, default=SamplingSettings().images)
-    command.add_argument(
-        "--calibration-images", type=int, default=SamplingSettings().calibration_images
-    )
+    command.add_argument("--calibration-images", type=int, default=SamplingSettings().calibration_images)
     stage("accuracies", "measure the float network and the uniform subnets on the test images")
     stage("fit", "fit the accuracy and the statistics predictor to the samples", data=False)
     command = stage("bundle", "write the bundle that serving needs", data=False)
-    command.add_argument("--out", type=Path, required=True, help="folder of the bundle; its name is the bundle's")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of the bundle; its name is the bundle's"
+    )
     command.add_argument("--data-description", required=True, help="one line for the card: which images")
     command.add_argument("--overwrite", action="store_true", help="replace another bundle in the same folder")
     command.add_argument("--page", type=Path, help="also write the card as a Markdown page")

@@ -37,7 +37,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set: images to train on, images held out of them for every choice, and test images for reports."""
+    """Images to train on, images held out of them for every choice, and test images for reports."""
 
     train: LabelledImages
     held_out: LabelledImages
@@ -153,9 +153,7 @@ def _read_image_folder(
     from torchvision.transforms import v2
 
     _, height, width = input_shape
-    transform = v2.Compose(
-        [v2.Resize(min(height, width)), v2.CenterCrop((height, width)), v2.PILToTensor()]
-    )
+    transform = v2.Compose([v2.Resize(min(height, width)), v2.CenterCrop((height, width)), v2.PILToTensor()])
     second = "test" if (path / "test").is_dir() else "val"
     parts, names = [], []
     for part in ("train", second):

@@ -21,7 +21,7 @@ from eqnet_core.training.run import Run, write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """SGD with Nesterov momentum; the learning rate rises linearly for `warmup` of the steps, then falls to 0."""
+    """SGD with Nesterov momentum; the rate rises linearly for `warmup` of the steps, then falls to 0."""
 
     architecture: str = "resnet20"
     epochs: int = 40
@@ -77,7 +77,7 @@ def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: 
         model.train()
         loss = functional.cross_entropy(forward(images), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         loss_sum, seen = loss_sum + loss.item() * len(labels), seen + len(labels)
         if (step + 1) % batches.steps_per_epoch == 0:

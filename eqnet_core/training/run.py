@@ -18,7 +18,7 @@ from eqnet_core.errors import TrainingError
 class Run:
     """One stage's folder: `settings.json`, `log.jsonl` (one object a line), `checkpoint.pt`, results.
 
-    A checkpoint is written to a temporary file, flushed to disk and renamed, so that it is whole or not there.
+    A checkpoint is written to a temporary file, flushed and renamed, so that it is whole or not there.
     The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
     `growing` (such as how many samples) may differ from those of the run that goes on.
 
@@ -34,9 +34,7 @@ class Run:
         if path.exists():
             before = json.loads(path.read_text())
             changed = sorted(
-                key
-                for key in {*before, *document} - {*growing}
-                if before.get(key) != document.get(key)
+                key for key in {*before, *document} - {*growing} if before.get(key) != document.get(key)
             )
             if changed:
                 raise TrainingError(
@@ -60,9 +58,7 @@ class Run:
         if not self.checkpoint_path.exists():
             self.log_path.write_text("")
             return None
-        checkpoint: dict[str, Any] = torch.load(
-            self.checkpoint_path, map_location="cpu", weights_only=True
-        )
+        checkpoint: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
         with self.log_path.open("r+b") as log:
             log.truncate(checkpoint["log_bytes"])
         state: dict[str, Any] = checkpoint["state"]

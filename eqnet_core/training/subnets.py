@@ -52,7 +52,9 @@ def spread_bits(count: int, generator: np.random.Generator) -> NDArray[np.int64]
     return bits.astype(np.int64)
 
 
-def sample_configuration(space: SearchSpace, index: int, generator: np.random.Generator) -> SubnetConfiguration:
+def sample_configuration(
+    space: SearchSpace, index: int, generator: np.random.Generator
+) -> SubnetConfiguration:
     """The `index`-th configuration to measure: forms in turn, the uniform nets first, then spread averages.
 
     The first 8 x 7 are every form at every uniform bit-width; one in five of the others has narrow range.

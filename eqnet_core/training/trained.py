@@ -44,9 +44,7 @@ def load_trained(folder: Path) -> Supernet:
         supernet = Supernet(
             architecture=document["architecture"],
             space=SearchSpace(tuple(LayerSpec(**layer) for layer in document["layers"])),
-            input=InputSpec(
-                shape=tuple(spec["shape"]), mean=tuple(spec["mean"]), std=tuple(spec["std"])
-            ),
+            input=InputSpec(shape=tuple(spec["shape"]), mean=tuple(spec["mean"]), std=tuple(spec["std"])),
             classes=tuple(document["classes"]),
         )
         supernet.load_tensors(load_file(folder / TENSORS))

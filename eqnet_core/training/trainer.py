@@ -1,4 +1,4 @@
-"""Stage 2: the supernet. Three subnets a step (sandwich rule), guided from wide to narrow, one optimiser step."""
+"""Stage 2: the supernet. Three subnets a step (sandwich rule), guided from wide to narrow."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class SupernetSettings:
     checkpoint_seconds: float = 60.0
 
 
-def start_supernet(
-    data: ImageData, float_weights: Path, architecture: str, device: torch.device
-) -> Supernet:
+def start_supernet(data: ImageData, float_weights: Path, architecture: str, device: torch.device) -> Supernet:
     """The supernet of a float network, with quantisers fitted to its weights and 256 training images."""
     model = build_model(architecture, len(data.classes))
     try:
         model.load_state_dict(load_file(float_weights))
     except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{float_weights} does not hold the weights of {architecture}: {error}") from error
+        raise TrainingError(
+            f"{float_weights} does not hold the weights of {architecture}: {error}"
+        ) from error
     model = model.to(device)
     images = normalise(data.train.images[:INITIALISATION_IMAGES], data.mean, data.std).to(device)
     supernet = Supernet(
@@ -132,7 +132,7 @@ def train_supernet(
                 if teacher is None
                 else guided_loss(logits, labels, teacher, settings.guidance)
             )
-            loss.backward()
+            torch.autograd.backward(loss)
             teacher = logits.detach()
             measured += [loss.detach(), (teacher.argmax(1) == labels).float().mean()]
         regularisation = weight_distribution_loss(
@@ -140,7 +140,7 @@ def train_supernet(
             skewness_weight=settings.skewness_weight,
             kurtosis_weight=settings.kurtosis_weight,
         )
-        regularisation.backward()
+        torch.autograd.backward(regularisation)
         optimizer.step()
         totals += torch.stack([*measured, regularisation.detach()]).double().cpu()
         steps_seen += 1

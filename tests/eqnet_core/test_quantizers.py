@@ -24,7 +24,7 @@ def test_values_are_on_the_grid() -> None:
 
 
 def test_step_size_gradient_matches_finite_differences() -> None:
-    # With the codes held, x_hat is linear in the step size except through round(x / s), whose straight-through
+    # With the codes held, x_hat is linear in the step size but for round(x / s), whose straight-through
     # derivative is that of x / s: the smooth surrogate below has exactly the LSQ gradient.
     x, scale, zero_point, low, high = case()
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -62,7 +62,9 @@ def test_zero_point_moves_only_by_what_is_clipped() -> None:
     assert zero_point.grad.item() == -1.0  # two clipped elements, -scale each
 
 
-@pytest.mark.parametrize(("raw", "gradient", "passes"), [(7.3, -1.0, False), (7.3, 1.0, True), (3.2, -1.0, True)])
+@pytest.mark.parametrize(
+    ("raw", "gradient", "passes"), [(7.3, -1.0, False), (7.3, 1.0, True), (3.2, -1.0, True)]
+)
 def test_zero_point_is_integer_within_its_range_and_not_pushed_further_out(
     raw: float, gradient: float, passes: bool
 ) -> None:

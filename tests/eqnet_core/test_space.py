@@ -30,7 +30,12 @@ def layer(name: str, *, searchable: bool = True, nonnegative: bool = True) -> La
 
 
 SPACE = SearchSpace(
-    (layer("stem", searchable=False, nonnegative=False), layer("a"), layer("b", nonnegative=False), layer("c"))
+    (
+        layer("stem", searchable=False, nonnegative=False),
+        layer("a"),
+        layer("b", nonnegative=False),
+        layer("c"),
+    )
 )
 CONFIGURATION = SubnetConfiguration(form=FORMS[5], weight_bits=(2, 5, 8), activation_bits=(3, 4, 8))
 
@@ -52,7 +57,10 @@ def test_json_round_trip_in_any_order_of_layers() -> None:
         ({"layers": [{"name": "a", "weight_bits": 2, "activation_bits": 2}]}, "/layers"),
         ({"layers": [{"name": n, "weight_bits": 2, "activation_bits": 2} for n in "abcc"]}, "/layers/3/name"),
         ({"layers": [{"name": n, "weight_bits": 2, "activation_bits": 2} for n in "abcx"]}, "/layers/3/name"),
-        ({"layers": [{"name": n, "weight_bits": 9, "activation_bits": 2} for n in "abc"]}, "/layers/0/weight_bits"),
+        (
+            {"layers": [{"name": n, "weight_bits": 9, "activation_bits": 2} for n in "abc"]},
+            "/layers/0/weight_bits",
+        ),
     ],
 )
 def test_wrong_layers_are_pointed_at(change: dict[str, object], pointer: str) -> None:

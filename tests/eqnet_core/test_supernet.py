@@ -73,9 +73,7 @@ def test_extracted_integers_are_what_the_supernet_simulates(
 
 
 def test_signed_runtimes_leave_seven_bits_to_nonnegative_inputs(supernet: Supernet) -> None:
-    subnet = supernet.extract(
-        supernet.space.uniform(FORMS[4], 8, signed=True), supernet.statistics()
-    )
+    subnet = supernet.extract(supernet.space.uniform(FORMS[4], 8, signed=True), supernet.statistics())
     first, second = subnet.layers[:2]
     assert (first.activation.low, first.activation.high) == (-128, 127)
     assert (second.activation.bits, second.activation.low, second.activation.high) == (7, 0, 127)

@@ -64,7 +64,7 @@ def test_image_folder_is_resized_to_the_network(tmp_path: Path) -> None:
 
 
 def test_unusable_data_says_what_was_expected(tmp_path: Path, digits_file: Path) -> None:
-    with pytest.raises(TrainingError, match="expected an .npz"):
+    with pytest.raises(TrainingError, match=r"expected an \.npz"):
         load_data(tmp_path / "nothing", input_shape=SHAPE, held_out=1, seed=0)
     with pytest.raises(TrainingError, match="choose fewer"):
         load_data(digits_file, input_shape=SHAPE, held_out=160, seed=0)

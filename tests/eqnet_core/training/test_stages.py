@@ -23,7 +23,7 @@ FLOAT = PretrainSettings(epochs=2, batch_size=48, compile=False, checkpoint_seco
 SUPERNET = SupernetSettings(epochs=2, batch_size=48, compile=False, warmup_steps=1, checkpoint_seconds=0)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the power cut."""
 
 
@@ -32,7 +32,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
 
     def at(self: Batches, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         if step == at_step:
-            raise Killed
+            raise KilledError
         return real(self, step)
 
     monkeypatch.setattr(Batches, "at", at)
@@ -57,9 +57,10 @@ def assert_same_tensors(one: Path, other: Path) -> None:
 def test_float_training_goes_on_to_the_same_weights(
     digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         break_off(patch, at_step=3)
-        pretrain(digits, tmp_path, FLOAT, CPU)
+        with pytest.raises(KilledError):
+            pretrain(digits, tmp_path, FLOAT, CPU)
     result = pretrain(digits, tmp_path, FLOAT, CPU)
     assert_same_tensors(result, trained / "float" / "float.safetensors")
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -70,9 +71,10 @@ def test_supernet_training_goes_on_to_the_same_supernet(
     digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained / "float" / "float.safetensors"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         break_off(patch, at_step=3)
-        train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
+        with pytest.raises(KilledError):
+            train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
     result = train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
     assert_same_tensors(result, trained / "supernet" / "supernet.safetensors")
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
@@ -97,11 +99,11 @@ def test_another_setting_in_the_same_folder_is_refused(digits: ImageData, traine
 
 
 def test_samples_go_on_to_the_same_file(digits: ImageData, trained: Path, tmp_path: Path) -> None:
-    settings = SamplingSettings(samples=20, images=64, calibration_images=32)
+    settings = SamplingSettings(samples=8, images=64, calibration_images=32)
     whole = Samples.load(sample_subnets(digits, trained / "supernet", tmp_path / "a", settings, CPU))
-    sample_subnets(digits, trained / "supernet", tmp_path / "b", replace(settings, samples=7), CPU)
+    sample_subnets(digits, trained / "supernet", tmp_path / "b", replace(settings, samples=3), CPU)
     parts = Samples.load(sample_subnets(digits, trained / "supernet", tmp_path / "b", settings, CPU))
-    assert len(whole) == len(parts) == 20
+    assert len(whole) == len(parts) == 8
     np.testing.assert_array_equal(whole.weight_bits, parts.weight_bits)
     np.testing.assert_array_equal(whole.correct, parts.correct)
     np.testing.assert_allclose(whole.means, parts.means, rtol=1e-4, atol=1e-5)
