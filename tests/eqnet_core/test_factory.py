@@ -1,0 +1,286 @@
+"""The front door on a real, if untrained, bundle: sampled, fitted and written the way training does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from eqnet_core.bundle import SUPERNET, Bundle, write_bundle
+from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.errors import (
+    BundleError,
+    InfeasibleBudgetError,
+    InvalidConfigurationError,
+    UnsupportedTargetError,
+)
+from eqnet_core.export.state_dict import load_subnet, read_metadata
+from eqnet_core.factory import ARTIFACTS, Build, Factory, save
+from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
+from eqnet_core.space import FORMS, Granularity, Symmetry
+from eqnet_core.supernet import Supernet
+from eqnet_core.training.ensemble import EnsembleSettings
+from eqnet_core.training.fitting import MINIMUM_SAMPLES, fit_predictor, fit_statistics
+from eqnet_core.training.samples import Samples
+from eqnet_core.training.subnets import sample_configuration
+
+PROFILE = DeviceProfile(
+    weight_bits=(2, 3, 4, 8),
+    weight_granularity=Granularity.PER_CHANNEL,
+    weight_symmetry=Symmetry.SYMMETRIC,
+    activation_bits=(4, 8),
+    activation_symmetry=Symmetry.ASYMMETRIC,
+)
+SETTINGS = SearchSettings(population=20, generations=10, seed=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images: torch.Tensor) -> Path:
+    samples = measure(supernet, images[:32], MINIMUM_SAMPLES + 4)
+    predictor, predictor_quality = fit_predictor(
+        samples, supernet.space, 0, settings=EnsembleSettings(members=2, hidden=8, steps=(30, 30))
+    )
+    statistics, statistics_quality = fit_statistics(samples, supernet.space)
+    folder = tmp_path_factory.mktemp("bundles") / "untrained"
+    write_bundle(
+        folder,
+        name="untrained",
+        architecture=supernet.architecture,
+        classes=supernet.classes,
+        input=supernet.input,
+        space=supernet.space,
+        float_accuracy=1.0,
+        accuracy={},
+        predictor_quality=predictor_quality,
+        statistics_quality=statistics_quality,
+        card={"data": "artificial images"},
+        supernet=supernet.tensors(),
+        predictor=predictor,
+        statistics=statistics,
+    )
+    return folder
+
+
+@torch.no_grad()
+def measure(supernet: Supernet, images: torch.Tensor, count: int) -> Samples:
+    """Subnets with calibrated statistics; what the 8/8 bit subnet says counts as right."""
+    generator = np.random.default_rng(0)
+    # 8 uniform nets, and mixed ones
+    configurations = [sample_configuration(supernet.space, 48 + i, generator) for i in range(count)]
+    supernet.activate(supernet.space.uniform(FORMS[4], 8))
+    calibrate_batch_norm(supernet, [images[:16]])
+    expected = supernet(images).argmax(1)
+    correct, means, variances = [], [], []
+    for configuration in configurations:
+        supernet.activate(configuration)
+        statistics = calibrate_batch_norm(supernet, [images[:16]])
+        correct.append((supernet(images).argmax(1) == expected).reshape(2, -1).sum(1).numpy())
+        means.append(np.concatenate([mean for mean, _ in statistics.values()]))
+        variances.append(np.concatenate([variance for _, variance in statistics.values()]))
+    return Samples(
+        space=supernet.space,
+        form=np.array([c.form.index for c in configurations], dtype=np.int8),
+        narrow_range=np.array([c.narrow_range for c in configurations]),
+        weight_bits=np.array([c.weight_bits for c in configurations], dtype=np.int8),
+        activation_bits=np.array([c.activation_bits for c in configurations], dtype=np.int8),
+        correct=np.array(correct, dtype=np.int32),
+        evaluated=np.array([len(images) // 2] * 2, dtype=np.int32),
+        means=np.array(means),
+        variances=np.array(variances),
+        batch_norms=tuple((name, module.num_features) for name, module in supernet.batch_norms().items()),
+    )
+
+
+@pytest.fixture(scope="module")
+def factory(folder: Path) -> Factory:
+    return Factory.open(folder)
+
+
+@pytest.fixture(scope="module")
+def build(factory: Factory) -> Build:
+    configuration = factory.bundle.space.uniform(FORMS[5], 4)
+    return factory.build(configuration, provenance={"subnet": "0123"})
+
+
+def test_a_search_stays_within_budget_and_device(factory: Factory) -> None:
+    found = factory.search(PROFILE, Budget(weight_bits=3.0, activation_bits=5.0), SETTINGS)
+    assert set(found.configuration.weight_bits) <= {2, 3, 4, 8}
+    assert set(found.configuration.activation_bits) <= {4, 8}
+    assert found.cost == factory.cost(found.configuration)
+    assert found.cost.weight_bits <= 3.0
+    assert found.cost.activation_bits <= 5.0
+    predicted = factory.predict([found.configuration])
+    assert predicted.accuracy[0] == found.predicted_accuracy
+    assert (predicted.low[0], predicted.high[0]) == found.prediction_interval
+    with pytest.raises(InfeasibleBudgetError):
+        factory.search(PROFILE, Budget(activation_bits=3.0), SETTINGS)
+
+
+def test_no_configurations_have_no_predictions(factory: Factory) -> None:
+    predicted = factory.predict([])
+    assert len(predicted.accuracy) == len(predicted.low) == len(predicted.high) == 0
+
+
+def test_searching_and_predicting_load_no_torch(folder: Path) -> None:
+    program = """
+import sys
+from eqnet_core.factory import Factory
+from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
+from eqnet_core.space import Granularity, Symmetry
+factory = Factory.open(sys.argv[1])
+profile = DeviceProfile(weight_bits=(2, 4), weight_granularity=Granularity.PER_CHANNEL, activation_bits=(8,),
+                        weight_symmetry=Symmetry.SYMMETRIC, activation_symmetry=Symmetry.SYMMETRIC)
+found = factory.search(profile, Budget(weight_bits=3.0), SearchSettings(population=10, generations=3))
+factory.predict([found.configuration])
+factory.cost(found.configuration)
+factory.statistics.predict(found.configuration, factory.bundle.space)
+print(sorted({"torch", "onnx", "onnxruntime", "scipy"} & set(sys.modules)))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ran.stdout == "[]\n"
+
+
+def test_every_artifact_is_built_and_proven(factory: Factory, build: Build) -> None:
+    assert set(build.files) == set(ARTIFACTS)
+    onnx.checker.check_model(onnx.load_from_string(build.files["model.onnx"]))
+    report = json.loads(build.files["report.json"])
+    assert report == build.report
+    assert report["metadata"]["bundle_digest"] == factory.bundle.digest
+    assert report["metadata"]["subnet"] == "0123"
+    assert report["cost"] == factory.cost(factory.bundle.space.uniform(FORMS[5], 4)).to_json()
+    assert report["proofs"]["model.onnx"]["optimizer_default"]["top1"] >= 0.9
+    for name in ("model.onnx", "model.safetensors", "encodings.json"):
+        assert report["files"][name]["bytes"] == len(build.files[name])
+    assert set(build.timings) == {"calibrate", "export", "prove"}
+
+
+def test_what_is_delivered_is_the_supernet_with_predicted_statistics(
+    factory: Factory, build: Build, images: torch.Tensor, tmp_path: Path
+) -> None:
+    configuration = factory.bundle.space.uniform(FORMS[5], 4)
+    reference = Supernet.from_bundle(Bundle.open(factory.bundle.path))
+    reference.activate(configuration)
+    reference.set_statistics(factory.statistics.predict(configuration, factory.bundle.space))
+    module = load_subnet(save(build, tmp_path / "subnet") / "model.safetensors")
+    session = onnxruntime.InferenceSession(build.files["model.onnx"], providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = reference(images)
+        loaded = module(images)
+    served = torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
+    for logits in (loaded, served):
+        assert (logits.argmax(1) == expected.argmax(1)).float().mean() >= 0.95
+        assert (logits - expected).abs().mean() < 0.05 * expected.std()
+    metadata = read_metadata(tmp_path / "subnet" / "model.safetensors")
+    assert metadata["supernet"] == "untrained"
+    predicted = float(factory.predict([configuration]).accuracy[0])
+    assert float(metadata["predicted_accuracy"]) == predicted
+
+
+def test_predicted_statistics_beat_those_of_another_subnet(
+    factory: Factory, images: torch.Tensor, supernet: Supernet
+) -> None:
+    space = supernet.space
+    generator = np.random.default_rng(11)
+    ours, theirs = [], []
+    supernet.activate(space.uniform(FORMS[0], 8))
+    others = calibrate_batch_norm(supernet, [images[:16]])
+    for index in range(100, 106):
+        configuration = sample_configuration(space, index, generator)
+        supernet.activate(configuration)
+        real = calibrate_batch_norm(supernet, [images[:16]])
+        predicted = factory.statistics.predict(configuration, space)
+        for name, (mean, variance) in real.items():
+            deviation = np.sqrt(variance + 1e-5)
+            ours.append(np.abs((predicted[name][0] - mean) / deviation).mean())
+            theirs.append(np.abs((others[name][0] - mean) / deviation).mean())
+    assert np.mean(ours) < 0.5 * np.mean(theirs)
+
+
+def test_the_same_request_gives_the_same_bytes(factory: Factory, build: Build, folder: Path) -> None:
+    configuration = factory.bundle.space.uniform(FORMS[5], 4)
+    factory.build(factory.bundle.space.uniform(FORMS[0], 2))  # another in between leaves no trace
+    again = factory.build(configuration, provenance={"subnet": "0123"})
+    assert digests(again) == digests(build)
+    fresh = Factory.open(folder).build(
+        configuration, artifacts=["report.json", "model.onnx"], provenance={"subnet": "0123"}
+    )
+    assert list(fresh.files) == ["report.json", "model.onnx"]
+    assert digests(fresh) == {name: digests(build)[name] for name in fresh.files}
+
+
+def digests(build: Build) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in build.files.items()}
+
+
+def test_saving_replaces_files_and_leaves_nothing_else(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    save(replace(build, files={"model.onnx": b"old", "mine.txt": b"kept"}), folder)
+    assert save(build, folder) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        **build.files,
+        "mine.txt": b"kept",
+    }
+
+
+def test_what_cannot_be_built_is_named(factory: Factory) -> None:
+    configuration = factory.bundle.space.uniform(FORMS[0], 4)
+    with pytest.raises(UnsupportedTargetError, match=r"model\.tflite.*choose from") as refused:
+        factory.build(configuration, artifacts=["model.onnx", "model.tflite"])
+    assert [violation.pointer for violation in refused.value.violations] == ["/artifacts/1"]
+    short = replace(configuration, weight_bits=(4,), activation_bits=(4,))
+    with pytest.raises(InvalidConfigurationError, match="searchable"):
+        factory.build(short)
+
+
+def test_bundles_that_this_version_cannot_load_say_so(factory: Factory, tmp_path: Path) -> None:
+    bundle = factory.bundle
+    tensors = bundle.supernet_tensors()
+    for position, (architecture, supernet, complaint) in enumerate(
+        (
+            ("resnet9000", tensors, "resnet9000"),
+            ("resnet20", dict(list(tensors.items())[1:]), "do not fit"),
+        )
+    ):
+        folder = tmp_path / str(position)
+        write_bundle(
+            folder,
+            name="other",
+            architecture=architecture,
+            classes=bundle.classes,
+            input=bundle.input,
+            space=bundle.space,
+            float_accuracy=0.5,
+            accuracy={},
+            predictor_quality={},
+            statistics_quality={},
+            card={},
+            supernet=supernet,
+            predictor=factory.predictor,
+            statistics=factory.statistics,
+        )
+        other = Factory.open(folder)
+        other.predict([bundle.space.uniform(FORMS[0], 4)])  # what needs no torch side works
+        with pytest.raises(BundleError, match=complaint):
+            other.warm()
+    with pytest.raises(BundleError, match="no bundle in"):
+        Factory.open("no-such-supernet")
+
+
+def test_a_bundle_damaged_after_opening_is_noticed(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    factory = Factory.open(tmp_path)
+    (tmp_path / SUPERNET).write_bytes(b"something else")
+    with pytest.raises(BundleError, match="damaged"):
+        factory.warm()
