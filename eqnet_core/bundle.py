@@ -1,0 +1,326 @@
+"""What training hands to serving: one folder with a trained supernet and its predictors. NumPy only.
+
+    bundle.json               schema, name, architecture, classes, input, layers, accuracies, card, digests
+    of the rest supernet.safetensors      weights, BatchNorm parameters, step sizes and zero-points
+    predictor.safetensors     `AccuracyPredictor` statistics.safetensors    `StatisticsPredictor`
+
+`bundle.json` holds the SHA-256 of every other file, so that the digest of its canonical form stands for all
+of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from eqnet_core.errors import BundleError
+from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.space import LayerSpec, SearchSpace
+from eqnet_core.statistics import StatisticsPredictor
+from eqnet_core.subnet import InputSpec
+
+SCHEMA = 1
+"""Raised when a reader of the old schema would misread the new one."""
+
+SUPERNET, PREDICTOR, STATISTICS = "supernet.safetensors", "predictor.safetensors", "statistics.safetensors"
+
+_DOCUMENT = "bundle.json"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_FILE = re.compile(r"[a-z0-9_]+\.[a-z0-9]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose files are as they were written.
+
+    `digest` is "sha256:" and the hex SHA-256 of the canonical `document` (bundle.json). `float_accuracy` is
+    the top-1 of the network it was trained from, a fraction.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    architecture: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    space: SearchSpace
+    float_accuracy: float
+    document: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read bundle.json and check every file against its digest.
+
+        Raises:
+            BundleError: no bundle there, a damaged one, or one that a newer version wrote.
+        """
+        folder = Path(path)
+        document = _read_document(folder)
+        try:
+            bundle = cls(
+                path=folder,
+                name=str(document["name"]),
+                digest=_digest(document),
+                architecture=str(document["architecture"]),
+                classes=tuple(str(name) for name in document["classes"]),
+                input=_input(document["input"]),
+                space=_space(document["layers"]),
+                float_accuracy=float(document["float_accuracy"]),
+                document=document,
+            )
+            names = list(document["files"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{folder.name}/{_DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
+            ) from error
+        bundle._check()
+        for name in names:
+            bundle.read(name)
+        return bundle
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the bundle's files.
+
+        Raises:
+            BundleError: it is not listed, missing, or not what was written.
+        """
+        entry = self.document["files"].get(name)
+        if entry is None or not _FILE.fullmatch(name):
+            raise BundleError(f"bundle {self.name} lists no file {name}")
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"bundle {self.name}: cannot read {name}: {error.strerror}") from error
+        if _sha256(content) != entry["sha256"]:
+            raise BundleError(
+                f"bundle {self.name}: {name} is damaged (its SHA-256 is not the one in {_DOCUMENT}): "
+                "copy or download the bundle again"
+            )
+        return content
+
+    def supernet_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """What `Supernet.load_tensors` takes."""
+        return self._tensors(SUPERNET)
+
+    def predictor(self) -> AccuracyPredictor:
+        """CQAP of this supernet.
+
+        Raises:
+            BundleError: it does not fit the bundle's layers.
+        """
+        predictor = AccuracyPredictor.from_tensors(self._tensors(PREDICTOR))
+        if predictor.encoding_size != self.space.encoding_size:
+            raise BundleError(f"bundle {self.name}: its accuracy predictor is of another supernet")
+        return predictor
+
+    def statistics(self) -> StatisticsPredictor:
+        """The BatchNorm statistics predictor of this supernet.
+
+        Raises:
+            BundleError: it does not fit the bundle's layers.
+        """
+        statistics = StatisticsPredictor.from_tensors(self._tensors(STATISTICS))
+        if statistics.shared.shape[0] != self.space.encoding_size:
+            raise BundleError(f"bundle {self.name}: its statistics predictor is of another supernet")
+        return statistics
+
+    def _tensors(self, name: str) -> dict[str, NDArray[Any]]:
+        try:
+            return load(self.read(name))
+        except SafetensorError as error:
+            raise BundleError(f"bundle {self.name}: {name} is not a safetensors file: {error}") from error
+
+    def _check(self) -> None:
+        shape, layers = self.input.shape, self.space.layers
+        problems = {
+            f"its name {self.name!r} is not of a-z, 0-9, '.', '_' and '-'": not _NAME.fullmatch(self.name),
+            "it has fewer than two classes": len(self.classes) < 2,
+            "its input is not an image": len(shape) != 3 or min(shape) < 1,
+            "its normalisation does not fit the channels": len(self.input.mean) != shape[0]
+            or len(self.input.std) != shape[0]
+            or min(self.input.std, default=0.0) <= 0.0,
+            "it has no searchable layer": not self.space.searchable,
+            "two of its layers have one name": len({layer.name for layer in layers}) != len(layers),
+            "a layer has no weights or inputs": any(min(la.weights, la.inputs, la.macs) < 1 for la in layers),
+            "its float accuracy is no fraction": not 0.0 <= self.float_accuracy <= 1.0,
+            f"it lacks {SUPERNET}, {PREDICTOR} or {STATISTICS}": not {SUPERNET, PREDICTOR, STATISTICS}
+            <= set(self.document["files"]),
+        }
+        wrong = [text for text, found in problems.items() if found]
+        if wrong:
+            raise BundleError(f"bundle {self.path.name} makes no sense: {'; '.join(wrong)}")
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """The bundles that come with the package, by name."""
+    folder = Path(__file__).parent / "bundles"
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_DOCUMENT}"))}
+
+
+def write_bundle(
+    folder: str | Path,
+    *,
+    name: str,
+    architecture: str,
+    classes: tuple[str, ...],
+    input: InputSpec,
+    space: SearchSpace,
+    float_accuracy: float,
+    accuracy: Mapping[str, Any],
+    predictor_quality: Mapping[str, Any],
+    statistics_quality: Mapping[str, Any],
+    card: Mapping[str, Any],
+    supernet: Mapping[str, NDArray[Any]],
+    predictor: AccuracyPredictor,
+    statistics: StatisticsPredictor,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle and open it. The folder appears complete or not at all; equal arguments, equal bytes.
+
+    `accuracy` (measured top-1 of some subnets) and `card` (data, commands, epochs) are free-form JSON.
+
+    Raises:
+        BundleError: the parts do not fit together, or `folder` holds something else and `overwrite` is not
+        set.
+    """
+    folder = Path(folder)
+    files = {
+        SUPERNET: _save(supernet),
+        PREDICTOR: _save(predictor.to_tensors()),
+        STATISTICS: _save(statistics.to_tensors()),
+    }
+    document = {
+        "schema": SCHEMA,
+        "name": name,
+        "architecture": architecture,
+        "classes": list(classes),
+        "input": asdict(input),
+        "layers": [asdict(layer) for layer in space.layers],
+        "float_accuracy": float_accuracy,
+        "accuracy": dict(accuracy),
+        "predictor": dict(predictor_quality),
+        "statistics": dict(statistics_quality),
+        "card": dict(card),
+        "files": {
+            file: {"sha256": _sha256(content), "bytes": len(content)} for file, content in files.items()
+        },
+    }
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"accuracies, qualities and card must be plain JSON: {error}") from error
+    if folder.exists() and _same(folder, json.loads(text)):
+        return Bundle.open(folder)
+    if folder.exists() and not overwrite:
+        raise BundleError(
+            f"{folder.name} exists and is another bundle: choose another folder, or overwrite it"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+    staging.mkdir()
+    try:
+        for file, content in {**files, _DOCUMENT: text.encode()}.items():
+            _write(staging / file, content)
+        bundle = Bundle.open(staging)
+        bundle.predictor()
+        bundle.statistics()
+        _replace(folder, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Bundle.open(folder)
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    try:
+        text = (folder / _DOCUMENT).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"no bundle in {folder}: a bundle is a folder with a {_DOCUMENT}, or one of the shipped ones "
+            f"({', '.join(shipped_bundles()) or 'there are none'})"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder.name}/{_DOCUMENT}: {error}") from error
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{folder.name}/{_DOCUMENT} is not JSON ({error}): it is damaged") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{folder.name}/{_DOCUMENT} has no schema: it is not a bundle's")
+    if schema != SCHEMA:
+        advice = "upgrade eqnet-serve" if schema > SCHEMA else "write the bundle again"
+        raise BundleError(
+            f"bundle {folder.name} has schema {schema}, this version reads schema {SCHEMA}: {advice}"
+        )
+    result: dict[str, Any] = document
+    return result
+
+
+def _input(document: Mapping[str, Any]) -> InputSpec:
+    channels, height, width = (int(size) for size in document["shape"])
+    return InputSpec(
+        shape=(channels, height, width),
+        mean=tuple(float(value) for value in document["mean"]),
+        std=tuple(float(value) for value in document["std"]),
+    )
+
+
+def _space(layers: list[Mapping[str, Any]]) -> SearchSpace:
+    # known fields only: a later version may describe layers in more detail without another schema
+    names = [field.name for field in fields(LayerSpec)]
+    return SearchSpace(tuple(LayerSpec(**{name: layer[name] for name in names}) for layer in layers))
+
+
+def _save(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    return save({name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())})
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + _sha256(text.encode())
+
+
+def _same(folder: Path, document: Mapping[str, Any]) -> bool:
+    try:
+        return Bundle.open(folder).digest == _digest(document)
+    except BundleError:
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(folder: Path, staging: Path) -> None:
+    """A non-empty folder cannot be renamed over: the old one steps aside first, and back if that fails."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except OSError:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

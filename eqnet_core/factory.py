@@ -1,0 +1,275 @@
+"""The library's front door: open a bundle, search it, predict, build subnets and save them.
+
+    factory = Factory.open("resnet20-cifar10")
+    found = factory.search(profile, Budget(weight_bits=3.0, activation_bits=3.0))
+    build = factory.build(found.configuration)
+    save(build, "my-subnet")
+
+Only `warm` and `build` import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.cost import Cost, CostModel
+from eqnet_core.errors import BundleError, InvalidConfigurationError, UnsupportedTargetError, Violation
+from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
+from eqnet_core.search import SearchResult, search
+from eqnet_core.space import SubnetConfiguration
+from eqnet_core.statistics import StatisticsPredictor
+
+if TYPE_CHECKING:
+    from eqnet_core.export.onnx_exact import ExactExporter
+    from eqnet_core.supernet import Supernet
+
+ARTIFACTS: tuple[str, ...] = ("encodings.json", "model.onnx", "model.safetensors", "report.json")
+"""Every file that `Factory.build` can make."""
+
+PROOF_IMAGES = 64
+"""Images that each build compares ONNX Runtime and the simulation on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Predicted accuracies, and the ends of their 90 % intervals: float64 [N] each, fractions."""
+
+    accuracy: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """`files` by artifact name; `report` is report.json as an object; `timings` in seconds, by stage."""
+
+    files: Mapping[str, bytes]
+    report: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+
+class Factory:
+    """Makes subnets from one bundle. Safe to share between threads; builds run one after the other."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._lock = threading.Lock()
+        self._workshop: _Workshop | None = None
+
+    @classmethod
+    def open(cls, path_or_name: str | Path) -> Factory:
+        """Open a bundle's folder, or a shipped bundle by its name.
+
+        Raises:
+            BundleError: there is none, it is damaged, or a newer version wrote it.
+        """
+        folder = Path(path_or_name)
+        if not folder.is_dir():
+            folder = shipped_bundles().get(str(path_or_name), folder)
+        return cls(Bundle.open(folder))
+
+    @cached_property
+    def predictor(self) -> AccuracyPredictor:
+        """CQAP of this bundle."""
+        return self.bundle.predictor()
+
+    @cached_property
+    def statistics(self) -> StatisticsPredictor:
+        """The BatchNorm statistics predictor of this bundle."""
+        return self.bundle.statistics()
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Costs of this bundle's subnets."""
+        return CostModel(self.bundle.space)
+
+    def search(
+        self,
+        profile: DeviceProfile,
+        budget: Budget | None = None,
+        settings: SearchSettings | None = None,
+        pins: Mapping[str, LayerPin] | None = None,
+    ) -> SearchResult:
+        """The subnet with the highest predicted accuracy that the device and the budget allow.
+
+        Raises:
+            InvalidProfileError: pins that the device or the network does not have.
+            InfeasibleBudgetError: no subnet meets the budget.
+        """
+        return search(
+            space=self.bundle.space,
+            predictor=self.predictor,
+            costs=self.costs,
+            profile=profile,
+            budget=budget or Budget(),
+            settings=settings or SearchSettings(),
+            pins=pins,
+        )
+
+    def predict(self, configurations: Sequence[SubnetConfiguration]) -> Prediction:
+        """Accuracies of `configurations` as delivered, that is, with predicted BatchNorm statistics.
+
+        Raises:
+            InvalidConfigurationError: not one entry per searchable layer.
+        """
+        if not configurations:
+            return Prediction(accuracy=np.empty(0), low=np.empty(0), high=np.empty(0))
+        accuracy = self.predictor.predict(self.bundle.space.encode(configurations))
+        low, high = self.predictor.interval(accuracy)
+        return Prediction(accuracy=accuracy, low=low, high=high)
+
+    def cost(self, configuration: SubnetConfiguration) -> Cost:
+        """What `configuration` costs.
+
+        Raises:
+            InvalidConfigurationError: not one entry per searchable layer.
+        """
+        return self.costs.of(configuration)
+
+    def warm(self) -> None:
+        """Load the supernet and prepare the export now: seconds that the first `build` then does not take.
+
+        Raises:
+            BundleError: an architecture that this version does not have, or tensors that do not fit it.
+        """
+        with self._lock:
+            self._prepare()
+
+    def build(
+        self,
+        configuration: SubnetConfiguration,
+        *,
+        artifacts: Sequence[str] = ARTIFACTS,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Build:
+        """The subnet of `configuration` as files, proven to compute what the supernet simulates.
+
+        The same bundle, configuration and provenance give the same bytes, whichever `artifacts` are asked
+        for. `provenance` (JSON values, such as a request's id) is stored in the files beside the bundle's
+        name and digest and the predicted accuracy.
+
+        Raises:
+            InvalidConfigurationError: not one entry per searchable layer.
+            UnsupportedTargetError: an artifact that there is not.
+            ProofError: the export differs from the simulation.
+            BundleError: as `warm`.
+        """
+        unknown = [(position, name) for position, name in enumerate(artifacts) if name not in ARTIFACTS]
+        if unknown:
+            raise UnsupportedTargetError(
+                f"cannot build {', '.join(name for _, name in unknown)}: choose from {', '.join(ARTIFACTS)}",
+                violations=[Violation(f"/artifacts/{i}", f"{name!r} is not built") for i, name in unknown],
+            )
+        self.bundle.space.check(configuration)
+        metadata = {**self._provenance(configuration), **(provenance or {})}
+        with self._lock:
+            return self._prepare().build(configuration, artifacts, metadata)
+
+    def _provenance(self, configuration: SubnetConfiguration) -> dict[str, Any]:
+        predicted = self.predict([configuration])
+        return {
+            "supernet": self.bundle.name,
+            "bundle_digest": self.bundle.digest,
+            "predicted_accuracy": float(predicted.accuracy[0]),
+            "prediction_interval": [float(predicted.low[0]), float(predicted.high[0])],
+        }
+
+    def _prepare(self) -> _Workshop:
+        if self._workshop is None:
+            self._workshop = _Workshop(self)
+        return self._workshop
+
+
+class _Workshop:
+    """The torch side of a factory: what loads once and then builds many subnets."""
+
+    def __init__(self, factory: Factory) -> None:
+        from eqnet_core.export.onnx_exact import ExactExporter
+        from eqnet_core.export.proof import natural_images
+        from eqnet_core.supernet import Supernet
+
+        bundle = factory.bundle
+        self._factory = factory
+        try:
+            self._supernet: Supernet = Supernet.from_bundle(bundle)
+        except (InvalidConfigurationError, AttributeError) as error:
+            raise BundleError(f"bundle {bundle.name} is not for this version: {error}") from error
+        self._exporter: ExactExporter = ExactExporter(bundle.architecture, bundle.input, bundle.classes)
+        self._images = natural_images(bundle.input, PROOF_IMAGES, seed=0)
+
+    def build(
+        self, configuration: SubnetConfiguration, artifacts: Sequence[str], metadata: Mapping[str, Any]
+    ) -> Build:
+        from eqnet_core.export.encodings import encodings
+        from eqnet_core.export.proof import prove
+        from eqnet_core.export.report import report
+        from eqnet_core.export.state_dict import save_subnet
+
+        factory = self._factory
+        started = time.perf_counter()
+        statistics = factory.statistics.predict(configuration, factory.bundle.space)
+        subnet = self._supernet.extract(configuration, statistics)
+        calibrated = time.perf_counter()
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
+            for key, value in metadata.items()
+        }
+        # All, whatever is asked for: the report states the size of each, and a render takes milliseconds.
+        files = {
+            "encodings.json": encodings(subnet),
+            "model.onnx": self._exporter.render(subnet, texts),
+            "model.safetensors": save_subnet(subnet, texts),
+        }
+        exported = time.perf_counter()
+        proof = prove(files["model.onnx"], subnet, self._images)
+        proved = time.perf_counter()
+        files["report.json"] = report(
+            subnet,
+            proofs={"model.onnx": proof},
+            sizes={name: len(content) for name, content in files.items()},
+            cost=factory.cost(configuration).to_json(),
+            metadata=metadata,
+        )
+        return Build(
+            files={name: files[name] for name in artifacts},
+            report=json.loads(files["report.json"]),
+            timings={
+                "calibrate": calibrated - started,
+                "export": exported - calibrated,
+                "prove": proved - exported,
+            },
+        )
+
+
+def save(build: Build, folder: str | Path) -> Path:
+    """Write the files of `build` into `folder` (made if missing) and return it.
+
+    Each file is replaced as a whole: a reader finds the old one or all of the new one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in build.files.items():
+        staging = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            with staging.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(folder / name)
+        finally:
+            staging.unlink(missing_ok=True)
+    return folder
