@@ -1,0 +1,154 @@
+"""The FastAPI application: `create_app` puts the parts together, the lifespan owns them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from service.data_folder import DataFolder
+from service.devices.endpoints import router as devices
+from service.embedded import EmbeddedStore
+from service.errors import Problem, install_error_handlers
+from service.health.endpoints import router as health
+from service.health.metrics import Metrics
+from service.jobs.evaluation import evaluation_digest
+from service.jobs.pool import BuilderPool
+from service.limits import Observed, RequestLimits
+from service.predictions.endpoints import router as predictions
+from service.settings import Settings
+from service.state import ServiceState
+from service.subnets.artifacts import ArtifactStore
+from service.subnets.endpoints import router as subnets
+from service.subnets.service import SubnetService
+from service.subnets.store import SubnetStore, connect
+from service.supernets.catalogue import SupernetCatalogue
+from service.supernets.endpoints import router as supernets
+
+_WEB = Path(__file__).parent / "web"
+_LIST_BODY = 16 * 1024 * 1024
+"""Bytes that a list of 10,000 configurations may have."""
+
+_DESCRIPTION = """One quantised network per device: ask for a subnet that fits a device and a budget.
+Accuracies are fractions in [0, 1], sizes bytes, times seconds."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; nothing is opened before its lifespan starts."""
+    metrics = Metrics()
+    app = FastAPI(
+        title="EQ-Net Serve",
+        version=version("eqnet-serve"),
+        description=_DESCRIPTION,
+        lifespan=_lifespan(settings, metrics),
+    )
+    for router in (subnets, predictions, supernets, devices, health):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(
+            _WEB / "index.html",
+            headers={
+                "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
+            },
+        )
+
+    app.mount("/web", StaticFiles(directory=_WEB), name="web")
+    install_error_handlers(app)
+    app.add_middleware(RequestLimits, max_body=settings.max_body, exempt={"/predict-accuracy": _LIST_BODY})
+    app.add_middleware(Observed, metrics=metrics)
+    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            url = settings.redis_url
+            if url is None:
+                folder = stack.enter_context(DataFolder(settings.data_dir))
+                embedded = EmbeddedStore(folder.path / "store")
+                await embedded.start()
+                stack.push_async_callback(embedded.stop)
+                url = embedded.url
+            redis = connect(url)
+            stack.push_async_callback(redis.aclose)
+            supernets = await asyncio.to_thread(SupernetCatalogue.open, settings.bundles)
+            evaluation = None
+            if settings.evaluation_data is not None:
+                evaluation = await asyncio.to_thread(
+                    evaluation_digest, settings.evaluation_data, limit=settings.evaluation_limit
+                )
+            pool = BuilderPool(
+                count=settings.builders,
+                queue_limit=settings.queue_limit,
+                timeout=settings.build_timeout,
+                arguments=_worker_arguments(settings, supernets),
+            )
+            if supernets.factories:
+                await pool.start()
+            stack.push_async_callback(pool.stop)
+            store = SubnetStore(redis, lease=settings.lease)
+            artifacts = ArtifactStore(settings.artifacts_location)
+            service = SubnetService(
+                store=store, artifacts=artifacts, pool=pool, lease=settings.lease, metrics=metrics
+            )
+            await service.start()
+            stack.push_async_callback(service.stop)
+            app.state.service = ServiceState(
+                settings=settings,
+                supernets=supernets,
+                store=store,
+                artifacts=artifacts,
+                pool=pool,
+                subnets=service,
+                metrics=metrics,
+                evaluation=evaluation,
+            )
+            yield
+
+    return lifespan
+
+
+def _worker_arguments(settings: Settings, supernets: SupernetCatalogue) -> list[str]:
+    threads = settings.builder_threads or max(1, (os.cpu_count() or 1) // settings.builders)
+    arguments = ["--artifacts-url", settings.artifacts_location, "--threads", str(threads)]
+    if settings.evaluation_data is not None:
+        arguments += ["--evaluation-data", str(settings.evaluation_data)]
+        arguments += ["--evaluation-limit", str(settings.evaluation_limit)]
+    return [*arguments, *(str(path) for path in supernets.paths.values())]
+
+
+def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            schemas = schema["components"]["schemas"]
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= problem.pop("$defs", {})
+            schemas["Problem"] = problem
+            # Every 422 here is a problem; what FastAPI documents by itself is never answered.
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    if "422" in operation["responses"]:
+                        operation["responses"]["422"]["content"] = content
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    return document

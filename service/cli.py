@@ -1,0 +1,166 @@
+"""The `eqnet` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+PORT = 8000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    run = options.run
+    return int(run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Imported here: `eqnet --help` is read more often than a server is started.
+    from service.settings import describe_settings
+
+    parser = argparse.ArgumentParser(prog="eqnet", description="One quantised network per device.")
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    serve = commands.add_parser(
+        "serve",
+        help="run the service",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"environment:\n{describe_settings()}",
+    )
+    serve.add_argument("--host", default=HOST, help=f"address to listen on (default {HOST})")
+    serve.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default {PORT})")
+    serve.add_argument(
+        "--log-level",
+        default="info",
+        choices=["critical", "error", "warning", "info", "debug"],
+        help="default info",
+    )
+    serve.set_defaults(run=_serve)
+
+    subnet = commands.add_parser("subnet", help="ask a running service for a subnet and save its files")
+    subnet.add_argument("--supernet", help="may be left out where only one is loaded")
+    target = subnet.add_mutually_exclusive_group(required=True)
+    target.add_argument("--device", help="a name that `eqnet devices` lists")
+    target.add_argument("--profile", type=Path, metavar="FILE", help="a device profile, JSON")
+    subnet.add_argument("--weight-bits", type=float, help="average at most this")
+    subnet.add_argument("--activation-bits", type=float, help="average at most this")
+    subnet.add_argument("--model-bytes", type=int, help="packed size at most this")
+    subnet.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
+    subnet.add_argument("--out", type=Path, metavar="FOLDER", help="save the artifacts here")
+    subnet.set_defaults(run=_subnet)
+
+    devices = commands.add_parser("devices", help="list the devices that a running service knows")
+    devices.set_defaults(run=_devices)
+    for command in (subnet, devices):
+        command.add_argument(
+            "--url", default=f"http://{HOST}:{PORT}", help=f"the service (default http://{HOST}:{PORT})"
+        )
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import logging
+
+    import uvicorn
+    from pydantic import ValidationError
+
+    from eqnet_core.errors import EqnetError
+    from service.app import create_app
+    from service.data_folder import DataFolder, DataFolderError
+    from service.jobs.evaluation import EvaluationSet
+    from service.settings import Settings
+
+    try:
+        settings = Settings()
+        # Tried before the server starts: its own message would be a stack trace out of the lifespan.
+        if settings.redis_url is None:
+            with DataFolder(settings.data_dir):
+                pass
+        if settings.evaluation_data is not None:
+            EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
+    except ValidationError as error:
+        for entry in error.errors():
+            name = "_".join(str(part) for part in entry["loc"]).upper()
+            print(f"eqnet: EQNET_{name.removeprefix('EQNET_')}: {entry['msg']}", file=sys.stderr)
+        return 2
+    except (DataFolderError, EqnetError) as error:
+        print(f"eqnet: {error}", file=sys.stderr)
+        return 1
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("eqnet").setLevel(options.log_level.upper())
+    uvicorn.run(
+        create_app(settings),
+        host=options.host,
+        port=options.port,
+        log_level=options.log_level,
+        access_log=options.log_level == "debug",
+        timeout_graceful_shutdown=10,
+    )
+    return 0
+
+
+def _subnet(options: argparse.Namespace) -> int:
+    from service.client import Client
+
+    request: dict[str, Any] = {"search": {"seed": options.seed}}
+    if options.supernet is not None:
+        request["supernet"] = options.supernet
+    if options.device is not None:
+        request["device"] = options.device
+    else:
+        try:
+            request["profile"] = json.loads(options.profile.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            print(f"eqnet: the profile {options.profile} cannot be read: {error}", file=sys.stderr)
+            return 2
+    bounds = {name: getattr(options, name) for name in ("weight_bits", "activation_bits", "model_bytes")}
+    request["budget"] = {name: value for name, value in bounds.items() if value is not None}
+
+    def call() -> int:
+        with Client(options.url) as client:
+            record = client.subnet(**request)
+            saved = client.download(record, options.out) if options.out is not None else []
+        print(json.dumps(record, indent=2))
+        for path in saved:
+            print(f"saved {path}", file=sys.stderr)
+        return 0
+
+    return _told(options.url, call)
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from service.client import Client
+
+    def call() -> int:
+        with Client(options.url) as client:
+            for device in client.devices():
+                print(device["name"])
+        return 0
+
+    return _told(options.url, call)
+
+
+def _told(url: str, call: Any) -> int:
+    """Run a client call; problems become one message and exit code 1."""
+    import httpx
+
+    from service.client import ServiceError
+
+    try:
+        return int(call())
+    except ServiceError as error:
+        print(f"eqnet: {error}", file=sys.stderr)
+    except httpx.TransportError as error:
+        print(f"eqnet: no service answers at {url} ({error}): start one with `eqnet serve`", file=sys.stderr)
+    except (TimeoutError, ValueError, OSError) as error:
+        print(f"eqnet: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

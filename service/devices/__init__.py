@@ -1,0 +1,1 @@
+"""The devices that can be named instead of described."""

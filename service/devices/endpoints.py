@@ -1,0 +1,27 @@
+"""`/devices`: the catalogue."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from service.devices.resolve import catalogue
+from service.devices.schemas import DeviceList, DeviceSchema
+from service.errors import not_found, problem_responses
+
+router = APIRouter(tags=["devices"])
+
+
+@router.get("/devices", summary="The device catalogue", response_model=DeviceList)
+async def devices() -> Response:
+    return JSONResponse({"devices": [device.to_json() for device in catalogue().values()]})
+
+
+@router.get(
+    "/devices/{name}", summary="One device", response_model=DeviceSchema, responses=problem_responses(404)
+)
+async def device(name: str) -> Response:
+    known = catalogue()
+    if name not in known:
+        raise not_found("device", name, list(known))
+    return JSONResponse(known[name].to_json())

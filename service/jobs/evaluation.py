@@ -1,0 +1,78 @@
+"""The images that the operator lets top-1 be measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqnet_core.errors import EqnetError
+
+_BATCH = 500
+
+
+def evaluation_digest(path: Path | str, *, limit: int) -> str:
+    """Identity of an evaluation set: hexadecimal SHA-256 of the file, and how many images are used.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with Path(path).open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}-{limit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """`images` uint8 [N, C, H, W], `labels` int64 [N]."""
+
+    digest: str
+    images: NDArray[np.uint8]
+    labels: NDArray[Any]
+
+    @classmethod
+    def open(cls, path: Path | str, *, limit: int) -> EvaluationSet:
+        """The first `limit` images of an .npz with `x_test` and `y_test`.
+
+        Raises:
+            EqnetError: the file is not what the setting describes.
+        """
+        try:
+            digest = evaluation_digest(path, limit=limit)
+            with np.load(path, allow_pickle=False) as data:
+                images, labels = data["x_test"][:limit], data["y_test"][:limit]
+        except (OSError, KeyError, ValueError) as error:
+            raise EqnetError(
+                f"EQNET_EVALUATION_DATA ({path}) is not an .npz with x_test and y_test: {error}"
+            ) from error
+        if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+            raise EqnetError(
+                f"EQNET_EVALUATION_DATA ({path}): x_test must be uint8 [N, C, H, W] and y_test have N entries"
+            )
+        return cls(digest=digest, images=images, labels=labels)
+
+    def top1(self, state_dict: bytes) -> float:
+        """Fraction, in [0, 1], of the images that a `model.safetensors` classifies as their label."""
+        import torch
+
+        from eqnet_core.evaluation import correct
+        from eqnet_core.export.state_dict import load_subnet
+
+        with tempfile.TemporaryDirectory(prefix="eqnet-") as folder:
+            path = Path(folder) / "model.safetensors"
+            path.write_bytes(state_dict)
+            model = load_subnet(path)
+        shape = (-1, 1, 1)
+        mean = np.array(model.subnet.input.mean, dtype=np.float32).reshape(shape)
+        std = np.array(model.subnet.input.std, dtype=np.float32).reshape(shape)
+        right = 0
+        # In parts: ten thousand images in float32 are more memory than the builder itself has.
+        for start in range(0, len(self.images), _BATCH):
+            pixels = self.images[start : start + _BATCH].astype(np.float32) / 255
+            labels = torch.from_numpy(self.labels[start : start + _BATCH].astype(np.int64))
+            right += int(correct(model, torch.from_numpy((pixels - mean) / std), labels).sum())
+        return right / len(self.images)

@@ -1,0 +1,103 @@
+"""The builder process: a job per line in, progress and outcome lines out; ends when its input ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+from eqnet_core.factory import Factory
+from service.jobs.evaluation import EvaluationSet
+from service.subnets.artifacts import ArtifactStore
+from service.subnets.builder import build, problem_document
+from service.subnets.order import SubnetOrder
+
+logger = logging.getLogger("eqnet.builder")
+
+
+class Worker:
+    """What one builder process keeps between builds."""
+
+    def __init__(self, bundles: list[str], artifacts_url: str, evaluation: EvaluationSet | None) -> None:
+        self._paths = bundles
+        self._factories: dict[str, Factory] = {}
+        self._artifacts = ArtifactStore(artifacts_url)
+        self._evaluation = evaluation
+
+    def warm(self) -> None:
+        """Open every bundle and load its supernet, so that the first build does not wait for it."""
+        for path in self._paths:
+            factory = Factory.open(path)
+            factory.warm()
+            self._factories[factory.bundle.digest] = factory
+
+    def run(self, job: dict[str, Any], answers: TextIO) -> None:
+        def progress(stage: str, fraction: float) -> None:
+            _say(answers, {"stage": stage, "fraction": fraction})
+
+        try:
+            order = SubnetOrder.from_json(job["order"])
+            outcome: dict[str, Any] = {
+                "built": build(
+                    job["id"],
+                    order,
+                    factory=self._factories[order.bundle_digest],
+                    artifacts=self._artifacts,
+                    evaluation=self._evaluation,
+                    progress=progress,
+                )
+            }
+        except Exception as error:  # one build's failure is that build's answer; the process goes on
+            logger.exception("build of %s failed", job["id"])
+            outcome = {"failed": problem_document(error)}
+        _say(answers, {"outcome": outcome})
+
+
+def _say(answers: TextIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    # The web process is gone, whatever it wanted of us: stop at once, in mid-build too.
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m service.jobs.worker")
+    parser.add_argument("--artifacts-url", required=True)
+    parser.add_argument("--evaluation-data")
+    parser.add_argument("--evaluation-limit", type=int, default=10_000)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("bundles", nargs="+")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
+
+    # Answers keep the real standard output to themselves: whatever a library prints goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+
+    import torch  # only now: an ended input must be noticed while this takes its seconds
+
+    torch.set_num_threads(options.threads)
+    evaluation = None
+    if options.evaluation_data:
+        evaluation = EvaluationSet.open(options.evaluation_data, limit=options.evaluation_limit)
+    worker = Worker(options.bundles, options.artifacts_url, evaluation)
+    worker.warm()
+    while True:
+        worker.run(jobs.get(), answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Accuracies without a build."""

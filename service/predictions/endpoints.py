@@ -1,0 +1,133 @@
+"""`/predict-accuracy`: what a configuration would be worth, without building it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+
+from eqnet_core.pareto import MAX_POINTS, FrontAxis
+from eqnet_core.profile import MAX_SEED
+from eqnet_core.space import BIT_WIDTHS
+from service.errors import ProblemError, problem_responses
+from service.predictions.predict import pareto, predict, resolve_query
+from service.predictions.schemas import (
+    Granularity,
+    Pareto,
+    Prediction,
+    PredictionQueries,
+    PredictionQuery,
+    Symmetry,
+)
+from service.state import State
+from service.strict_json import StrictJsonRoute
+
+router = APIRouter(tags=["predictions"], route_class=StrictJsonRoute)
+
+_BITS = Query(
+    max_length=4000,
+    description="One number for all searchable layers, or a comma-separated list, one per searchable layer",
+    examples=["4"],
+)
+
+_ACCEPTED = Query(
+    max_length=100, description="Bits that the device accepts, comma-separated (default: 2 to 8)"
+)
+
+
+@router.get(
+    "/predict-accuracy",
+    summary="Predicted accuracy of one configuration",
+    response_model=Prediction,
+    responses=problem_responses(422, 503),
+)
+def predict_one(
+    state: State,
+    weight_bits: Annotated[str, _BITS],
+    activation_bits: Annotated[str, _BITS],
+    supernet: Annotated[str | None, Query(max_length=200)] = None,
+    device: Annotated[str | None, Query(max_length=200, description="Instead of the three axes")] = None,
+    weight_granularity: Granularity | None = None,
+    weight_symmetry: Symmetry | None = None,
+    activation_symmetry: Symmetry | None = None,
+    narrow_range: bool | None = None,
+    signed: bool | None = None,
+) -> Response:
+    query = PredictionQuery(
+        supernet=supernet,
+        device=device,
+        weight_granularity=weight_granularity,
+        weight_symmetry=weight_symmetry,
+        activation_symmetry=activation_symmetry,
+        narrow_range=narrow_range,
+        signed=signed,
+        weight_bits=_read_bits(weight_bits, "/weight_bits"),
+        activation_bits=_read_bits(activation_bits, "/activation_bits"),
+    )
+    return JSONResponse(predict([query], state.supernets, listed=False)[0])
+
+
+@router.post(
+    "/predict-accuracy",
+    summary="Predicted accuracies of up to 10,000 configurations",
+    response_model=list[Prediction],
+    responses=problem_responses(413, 415, 422, 503),
+)
+async def predict_many(queries: PredictionQueries, state: State) -> Response:
+    def answer() -> list[dict[str, Any]]:
+        return predict(queries.root, state.supernets, listed=True)
+
+    return JSONResponse(await asyncio.to_thread(answer))
+
+
+@router.get(
+    "/pareto",
+    summary="Predicted accuracy along the budget for one device or profile",
+    response_model=Pareto,
+    responses=problem_responses(422, 503),
+)
+def front(
+    state: State,
+    supernet: Annotated[str | None, Query(max_length=200)] = None,
+    device: Annotated[str | None, Query(max_length=200, description="Instead of a profile")] = None,
+    weight_granularity: Granularity | None = None,
+    weight_symmetry: Symmetry | None = None,
+    activation_symmetry: Symmetry | None = None,
+    narrow_range: bool | None = None,
+    signed: bool | None = None,
+    weight_bits: Annotated[str | None, _ACCEPTED] = None,
+    activation_bits: Annotated[str | None, _ACCEPTED] = None,
+    axis: Annotated[FrontAxis, Query(description="Which averages the budget bounds")] = FrontAxis.BOTH,
+    points: Annotated[int, Query(ge=2, le=MAX_POINTS, description="Budgets along the front")] = 25,
+    seed: Annotated[int, Query(ge=0, le=MAX_SEED)] = 0,
+) -> Response:
+    factory = state.supernets.in_request(supernet)
+    query = PredictionQuery(
+        device=device,
+        weight_granularity=weight_granularity,
+        weight_symmetry=weight_symmetry,
+        activation_symmetry=activation_symmetry,
+        narrow_range=narrow_range,
+        signed=signed,
+        weight_bits=_listed_bits(weight_bits, "/weight_bits"),
+        activation_bits=_listed_bits(activation_bits, "/activation_bits"),
+    )
+    bits_given = weight_bits is not None or activation_bits is not None
+    profile = resolve_query(query, bits_given=bits_given)
+    return JSONResponse(pareto(factory, profile, axis=axis, points=points, seed=seed))
+
+
+def _listed_bits(text: str | None, pointer: str) -> list[int]:
+    bits = list(BIT_WIDTHS) if text is None else _read_bits(text, pointer)
+    return [bits] if isinstance(bits, int) else bits
+
+
+def _read_bits(text: str, pointer: str) -> int | list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in ("2", "3", "4", "5", "6", "7", "8") for part in parts):
+        detail = "must be a number in 2..8, or a comma-separated list of them"
+        raise ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
+    bits = [int(part) for part in parts]
+    return bits[0] if len(bits) == 1 else bits

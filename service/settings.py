@@ -1,0 +1,99 @@
+"""What an operator can set, from `EQNET_*` environment variables. `eqnet serve --help` prints this class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _default_builders() -> int:
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
+
+
+class Settings(BaseSettings):
+    """Field names are the variables' names without the prefix; units are in the descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="EQNET_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(
+        default=Path("data"),
+        description="Folder for everything the service keeps (default: ./data). "
+        "One server per folder, unless EQNET_REDIS_URL is set.",
+    )
+    bundles: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated bundle folders, or names of shipped ones (default: all that ship).",
+    )
+    builders: int = Field(
+        default_factory=_default_builders,
+        ge=1,
+        le=64,
+        description="Builder processes; each holds the supernets (default: half the cores, 1 to 4).",
+    )
+    builder_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Threads each builder computes with (default 0: the cores shared out among them).",
+    )
+    build_timeout: float = Field(
+        default=900.0, gt=0, description="Seconds after which a build is given up and its builder replaced."
+    )
+    queue_limit: int = Field(
+        default=100, ge=0, description="Builds that may wait for a free builder; beyond that, 429."
+    )
+    redis_url: str | None = Field(
+        default=None,
+        description="Redis for records and locks, such as redis://host:6379/0 "
+        "(default: an embedded server in the data folder).",
+    )
+    artifacts_url: str | None = Field(
+        default=None,
+        description="fsspec URL for finished subnets, such as s3://bucket/eqnet (default: the data folder).",
+    )
+    evaluation_data: Path | None = Field(
+        default=None,
+        description="An .npz with x_test (uint8 [N, C, H, W]) and y_test, for requests with `verify` "
+        "(default: none, such requests get 422).",
+    )
+    evaluation_limit: int = Field(
+        default=10_000, ge=1, description="At most this many of its images are used for one measurement."
+    )
+    lease: float = Field(
+        default=10.0,
+        ge=1,
+        description="Seconds without a heartbeat after which another takes over a build.",
+    )
+    wait: float = Field(
+        default=30.0, ge=0, le=600, description="Seconds that POST /subnets waits before it answers 202."
+    )
+    max_body: int = Field(default=64 * 1024, ge=1024, description="Bytes that a request body may have.")
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("redis_url", "artifacts_url", "evaluation_data", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def artifacts_location(self) -> str:
+        """The fsspec URL in use. fsspec takes paths as they are: percent signs are not escapes to it."""
+        return self.artifacts_url or f"file://{self.data_dir.absolute() / 'artifacts'}"
+
+
+def describe_settings() -> str:
+    """One paragraph per variable, for the command line's help."""
+    paragraphs = []
+    for name, field in Settings.model_fields.items():
+        paragraphs.append(f"  EQNET_{name.upper()}\n      {field.description}")
+    return "\n".join(paragraphs)

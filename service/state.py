@@ -1,0 +1,39 @@
+"""What the endpoints need, made once per application by its lifespan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.health.metrics import Metrics
+from service.jobs.pool import BuilderPool
+from service.settings import Settings
+from service.subnets.artifacts import ArtifactStore
+from service.subnets.service import SubnetService
+from service.subnets.store import SubnetStore
+from service.supernets.catalogue import SupernetCatalogue
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceState:
+    """`evaluation` is the digest of the operator's evaluation set, if there is one."""
+
+    settings: Settings
+    supernets: SupernetCatalogue
+    store: SubnetStore
+    artifacts: ArtifactStore
+    pool: BuilderPool
+    subnets: SubnetService
+    metrics: Metrics
+    evaluation: str | None
+
+
+def _state(request: Request) -> ServiceState:
+    state = request.app.state.service
+    assert isinstance(state, ServiceState)
+    return state
+
+
+State = Annotated[ServiceState, Depends(_state)]

@@ -1,0 +1,1 @@
+"""Subnets: asked for, built once, kept, handed out."""

@@ -1,0 +1,131 @@
+"""Finished subnets in a folder or bucket, by fsspec. What is here survives the loss of Redis.
+
+    <root>/<subnet id>/<sha256 of the content>     one file per artifact
+    <root>/<subnet id>/record.json                 written last: a subnet without it does not exist
+
+Files are named by their content but kept per subnet, so that dropping one subnet can never take a file
+from another, without reference counts that would have to survive every fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+RECORD = "record.json"
+
+
+class DamagedArtifactError(Exception):
+    """A stored file is missing or is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """What a record keeps of one artifact. `sha256` is hexadecimal."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
+
+class ArtifactStore:
+    """Blocking; the web process calls it in a thread. `url` is any fsspec URL.
+
+    Raises OSError where the folder or bucket cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = str(root).rstrip("/")
+
+    def check(self) -> None:
+        """Raise OSError unless the root can be written."""
+        self._fs.makedirs(self._root, exist_ok=True)
+        if isinstance(self._fs, LocalFileSystem) and not os.access(self._root, os.W_OK | os.X_OK):
+            raise PermissionError(f"the artifact folder {self._root} is not writable")
+
+    def save(self, subnet: str, files: Mapping[str, bytes]) -> list[StoredFile]:
+        """Store `files` (name -> content) of a subnet; not visible before `commit`."""
+        stored = []
+        for name, content in files.items():
+            digest = hashlib.sha256(content).hexdigest()
+            self._write(subnet, digest, content)
+            stored.append(StoredFile(name=name, bytes=len(content), sha256=digest))
+        return stored
+
+    def commit(self, subnet: str, document: Mapping[str, Any]) -> None:
+        """Make the subnet exist, with `document` as its record."""
+        self._write(subnet, RECORD, json.dumps(document, separators=(",", ":")).encode())
+
+    def record(self, subnet: str) -> dict[str, Any] | None:
+        """The committed record, or None. A damaged one counts as none: the subnet is then built again."""
+        try:
+            document = json.loads(self._fs.cat_file(self._path(subnet, RECORD)))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return None
+        return document if isinstance(document, dict) else None
+
+    def read(self, subnet: str, file: StoredFile) -> bytes:
+        """The content, checked against its digest.
+
+        Raises:
+            DamagedArtifactError: the file is missing or altered.
+        """
+        try:
+            content: bytes = self._fs.cat_file(self._path(subnet, file.sha256))
+        except FileNotFoundError as error:
+            raise DamagedArtifactError(f"{file.name} of {subnet} is missing") from error
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DamagedArtifactError(f"{file.name} of {subnet} is not what was written")
+        return content
+
+    def drop(self, subnet: str) -> None:
+        """Remove the record first, then the files; no error where there is nothing."""
+        for path in (self._path(subnet, RECORD), f"{self._root}/{subnet}"):
+            try:
+                self._fs.rm(path, recursive=True)
+            except FileNotFoundError:
+                continue
+
+    def subnets(self) -> Iterator[str]:
+        """Ids of everything stored, finished or not."""
+        try:
+            entries = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            yield str(entry).rstrip("/").rsplit("/", 1)[-1]
+
+    def _path(self, subnet: str, name: str) -> str:
+        return f"{self._root}/{subnet}/{name}"
+
+    def _write(self, subnet: str, name: str, content: bytes) -> None:
+        path = self._path(subnet, name)
+        if not isinstance(self._fs, LocalFileSystem):
+            self._fs.pipe_file(path, content)  # one PUT: object stores show an object whole or not at all
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{name}.{uuid.uuid4().hex}")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)

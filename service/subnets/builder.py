@@ -1,0 +1,88 @@
+"""One build: order -> factory -> artifacts -> what the record says. Runs in a builder process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from eqnet_core.errors import EqnetError, InfeasibleBudgetError
+from eqnet_core.factory import Factory
+from eqnet_core.space import SubnetConfiguration, configuration_from_json, configuration_to_json
+from service.jobs.evaluation import EvaluationSet
+from service.subnets.artifacts import ArtifactStore
+from service.subnets.order import SearchOrder, SubnetOrder
+
+
+def build(
+    subnet: str,
+    order: SubnetOrder,
+    *,
+    factory: Factory,
+    artifacts: ArtifactStore,
+    evaluation: EvaluationSet | None,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """The members that a ready record has beyond the order's. Its files are then stored, not committed.
+
+    Raises:
+        EqnetError: the order cannot be built.
+        OSError: the artifacts cannot be stored.
+    """
+    timings: dict[str, float] = {}
+    space = factory.bundle.space
+    configuration: SubnetConfiguration
+    if isinstance(order.what, SearchOrder):
+        progress("search", 0.0)
+        started = time.perf_counter()
+        found = factory.search(order.what.profile, order.what.budget, order.what.search, order.what.pins)
+        configuration = found.configuration
+        timings["search"] = round(time.perf_counter() - started, 4)
+    else:
+        configuration = configuration_from_json(order.what, space)
+    prediction = factory.predict([configuration])
+    predicted = float(prediction.accuracy[0])
+    interval = [float(prediction.low[0]), float(prediction.high[0])]
+
+    progress("build", 0.3)
+    # What is measured is the state-dict, so that it is made even where nobody asked to keep it.
+    wanted = {*order.artifacts, *(("model.safetensors",) if order.evaluation else ())}
+    built = factory.build(configuration, artifacts=sorted(wanted), provenance={"subnet": subnet})
+    timings.update({stage: round(float(seconds), 4) for stage, seconds in built.timings.items()})
+
+    measured = None
+    if order.evaluation is not None:
+        progress("verify", 0.7)
+        started = time.perf_counter()
+        if evaluation is None or evaluation.digest != order.evaluation:
+            raise EqnetError("the evaluation images changed since the request was made: ask again")
+        measured = evaluation.top1(built.files["model.safetensors"])
+        timings["verify"] = round(time.perf_counter() - started, 4)
+
+    progress("store", 0.95)
+    stored = artifacts.save(subnet, {name: built.files[name] for name in order.artifacts})
+    return {
+        "configuration": configuration_to_json(configuration, space),
+        "predicted_accuracy": predicted,
+        "prediction_interval": interval,
+        "measured_accuracy": measured,
+        "cost": factory.cost(configuration).to_json(),
+        "artifacts": [file.to_json() for file in stored],
+        "timings": timings,
+    }
+
+
+def problem_document(error: Exception) -> dict[str, Any]:
+    """What crosses the process boundary when a build fails; the web process makes a problem of it."""
+    if isinstance(error, EqnetError):
+        document: dict[str, Any] = {
+            "code": error.code,
+            "detail": str(error),
+            "errors": [{"pointer": v.pointer, "detail": v.detail} for v in error.violations],
+        }
+        if isinstance(error, InfeasibleBudgetError):
+            document["nearest"] = error.nearest
+        return document
+    if isinstance(error, OSError):
+        return {"code": "storage", "detail": f"the artifacts cannot be stored: {error.strerror or error}"}
+    return {"code": "build-failed", "detail": "the build failed; the service's log tells more"}

@@ -1,0 +1,210 @@
+"""`/subnets`: ask for one, look at it, fetch its files, drop it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from eqnet_core.errors import InvalidConfigurationError
+from eqnet_core.factory import ARTIFACTS
+from eqnet_core.profile import Budget, LayerPin, SearchSettings
+from eqnet_core.search import check_feasible
+from eqnet_core.space import configuration_from_json, configuration_to_json
+from service.devices.resolve import resolve_profile
+from service.errors import ProblemError, json_pointer, not_found, problem_of, problem_responses
+from service.state import ServiceState, State
+from service.strict_json import StrictJsonRoute
+from service.subnets.content import file_response
+from service.subnets.order import SearchOrder, SubnetOrder, is_subnet_id
+from service.subnets.preference import preferred_wait
+from service.subnets.schemas import SubnetPage, SubnetRecord, SubnetRequest
+from service.subnets.service import RETRY_AFTER, failure
+
+router = APIRouter(tags=["subnets"], route_class=StrictJsonRoute)
+
+_LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The subnet's URL"}}
+_RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
+_CACHE = {"Cache-Status": {"schema": {"type": "string"}, "description": "`eqnet; hit` (RFC 9211)"}}
+
+
+@router.post(
+    "/subnets",
+    summary="The subnet for a device and a budget",
+    status_code=201,
+    response_model=SubnetRecord,
+    response_class=JSONResponse,
+    responses={
+        200: {"model": SubnetRecord, "description": "It was there already", "headers": _CACHE},
+        201: {"description": "This call built it", "headers": _LOCATION},
+        202: {"model": SubnetRecord, "description": "It is being built", "headers": _LOCATION | _RETRY},
+        **problem_responses(409, 413, 415, 422, 429, 500, 503),
+    },
+)
+async def ask(
+    request: SubnetRequest,
+    state: State,
+    prefer: Annotated[
+        list[str] | None, Header(description="`wait=N` seconds, or `respond-async` (RFC 7240)")
+    ] = None,
+) -> Response:
+    order = await asyncio.to_thread(_order, request, state)
+    wait, applied = preferred_wait(prefer or (), default=state.settings.wait)
+    answer = await state.subnets.ask(order, wait=wait)
+    location = f"/subnets/{order.id}"
+    headers = {"Location": location}
+    if applied is not None:
+        headers["Preference-Applied"] = applied
+    if answer.record["status"] == "failed":
+        problem = failure(answer.record)
+        problem.headers |= headers
+        raise problem
+    if not answer.final:
+        return JSONResponse(answer.record, 202, headers | {"Retry-After": str(RETRY_AFTER)})
+    if answer.built:
+        return JSONResponse(answer.record, 201, headers | {"Cache-Status": "eqnet; fwd=miss; stored"})
+    cache = "eqnet; hit" if answer.hit else "eqnet; fwd=miss; collapsed"
+    return JSONResponse(answer.record, 200, headers | {"Cache-Status": cache})
+
+
+@router.get(
+    "/subnets",
+    summary="Subnets, newest first",
+    response_model=SubnetPage,
+    responses=problem_responses(422, 503),
+)
+async def page(
+    state: State,
+    limit: Annotated[int, Query(ge=1, le=200, description="Records per page")] = 20,
+    cursor: Annotated[
+        str | None, Query(max_length=200, description="`next_cursor` of the page before")
+    ] = None,
+) -> Response:
+    records, following = await state.subnets.page(limit, None if cursor is None else _read_cursor(cursor))
+    return JSONResponse({"subnets": records, "next_cursor": following and _write_cursor(following)})
+
+
+@router.get(
+    "/subnets/{subnet}",
+    summary="One subnet, also while it is being built",
+    response_model=SubnetRecord,
+    responses=problem_responses(404, 503),
+)
+async def record(subnet: str, state: State) -> Response:
+    shown = await state.subnets.record(_known(subnet))
+    headers = {} if shown["status"] in ("ready", "failed") else {"Retry-After": str(RETRY_AFTER)}
+    return JSONResponse(shown, headers=headers)
+
+
+@router.delete(
+    "/subnets/{subnet}",
+    summary="Cancel the build, drop record and artifacts",
+    status_code=204,
+    responses=problem_responses(404, 503),
+)
+async def drop(subnet: str, state: State) -> Response:
+    await state.subnets.drop(_known(subnet))
+    return Response(status_code=204)
+
+
+@router.get(
+    "/subnets/{subnet}/artifacts/{name}",
+    summary="One file of a subnet",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The file; `ETag`, `Content-Digest` (RFC 9530)",
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {"schema": {}},
+            },
+        },
+        206: {"description": "The part asked for with `Range`"},
+        304: {"description": "Not changed (`If-None-Match`)"},
+        **problem_responses(404, 409, 416, 503),
+    },
+)
+@router.head("/subnets/{subnet}/artifacts/{name}", include_in_schema=False)
+async def artifact(subnet: str, name: str, state: State, request: Request) -> Response:
+    file, content = await state.subnets.artifact(_known(subnet), name)
+    return file_response(name, content, file.sha256, request.headers)
+
+
+def _known(subnet: str) -> str:
+    if not is_subnet_id(subnet):
+        raise not_found("subnet", subnet)
+    return subnet
+
+
+def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
+    """Everything that can be wrong with a request is found here, before a record or a build exists."""
+    factory = state.supernets.in_request(request.supernet)
+    bundle = factory.bundle
+    if request.verify and state.evaluation is None:
+        raise ProblemError(
+            422,
+            "no-evaluation-data",
+            "this server has no evaluation images: leave out `verify`, or have its operator set "
+            "EQNET_EVALUATION_DATA",
+            errors=[("/verify", "must be false here")],
+        )
+    artifacts = tuple(sorted(set(request.artifacts or ARTIFACTS)))
+    if unsupported := [name for name in artifacts if name not in ARTIFACTS]:
+        raise ProblemError(
+            422,
+            "unsupported-artifact",
+            f"{', '.join(unsupported)} cannot be built yet: use some of {', '.join(ARTIFACTS)}",
+            errors=[("/artifacts", f"use some of {', '.join(ARTIFACTS)}")],
+        )
+    what: SearchOrder | dict[str, Any]
+    if request.configuration is not None:
+        try:
+            configuration = configuration_from_json(request.configuration.model_dump(), bundle.space)
+        except InvalidConfigurationError as error:
+            raise problem_of(error, prefix="/configuration") from error
+        what = configuration_to_json(configuration, bundle.space)
+    else:
+        profile = resolve_profile(request.device, request.profile.model_dump() if request.profile else None)
+        what = SearchOrder(
+            profile=profile,
+            budget=Budget.from_json(request.budget.model_dump() if request.budget else {}),
+            search=SearchSettings.from_json(request.search.model_dump() if request.search else {}),
+            pins={
+                name: LayerPin.from_json(pin.model_dump())
+                for name, pin in (request.pinned or {}).items()
+                if pin.weight_bits is not None or pin.activation_bits is not None
+            },
+        )
+        check_feasible(
+            space=bundle.space, costs=factory.costs, profile=profile, budget=what.budget, pins=what.pins
+        )
+    return SubnetOrder(
+        supernet=bundle.name,
+        bundle_digest=bundle.digest,
+        what=what,
+        artifacts=artifacts,
+        evaluation=state.evaluation if request.verify else None,
+    )
+
+
+def _write_cursor(member: str) -> str:
+    return base64.urlsafe_b64encode(member.encode()).decode()
+
+
+def _read_cursor(cursor: str) -> str:
+    try:
+        member = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        member = ""
+    if len(member) != 52 or not member[:20].isdigit() or not is_subnet_id(member[20:]):
+        raise ProblemError(
+            422,
+            "invalid-cursor",
+            "not a cursor of this service: pass `next_cursor` of the page before, unchanged",
+            errors=[(json_pointer(("query", "cursor")), "is not a cursor")],
+        )
+    return member

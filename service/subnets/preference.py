@@ -1,0 +1,25 @@
+"""The `Prefer` header (RFC 7240), as far as it says how long to wait."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MAX_WAIT = 600.0
+"""Seconds; more is cut down to this."""
+
+_WAIT = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
+
+
+def preferred_wait(headers: Sequence[str], *, default: float) -> tuple[float, str | None]:
+    """Seconds to wait, and the `Preference-Applied` to answer with. Preferences not understood are ignored.
+
+    `respond-async` alone means not to wait at all; with `wait=N` it means to wait that long first.
+    """
+    preferences = [part.strip().lower() for header in headers for part in header.split(",")]
+    for preference in preferences:
+        if match := _WAIT.fullmatch(preference.split(";")[0].strip()):
+            return min(float(match[1]), MAX_WAIT), f"wait={match[1]}"
+    if any(preference.split(";")[0].strip() == "respond-async" for preference in preferences):
+        return 0.0, "respond-async"
+    return default, None

@@ -1,0 +1,1 @@
+"""The supernets that are loaded."""

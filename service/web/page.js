@@ -1,0 +1,118 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const percent = (fraction) => (100 * fraction).toFixed(2) + " %";
+
+async function get(url) {
+  const response = await fetch(url);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.detail);
+  return body;
+}
+
+function say(text, isProblem = false) {
+  $("status").textContent = text;
+  $("status").className = isProblem ? "problem" : "";
+}
+
+function fill(select, names) {
+  select.replaceChildren(...names.map((name) => new Option(name, name)));
+}
+
+function request() {
+  const budget = {};
+  for (const [id, member] of [["weight-bits", "weight_bits"], ["activation-bits", "activation_bits"], ["model-bytes", "model_bytes"]]) {
+    if ($(id).value !== "") budget[member] = Number($(id).value);
+  }
+  return { supernet: $("supernet").value, device: $("device").value, budget };
+}
+
+async function ask(event) {
+  event.preventDefault();
+  const button = $("order").querySelector("button");
+  button.disabled = true;
+  $("result").hidden = true;
+  say("Searching and building…");
+  try {
+    const response = await fetch("/subnets", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Prefer: "respond-async, wait=5" },
+      body: JSON.stringify(request()),
+    });
+    let record = await response.json();
+    if (!response.ok) throw new Error(explain(record));
+    const hit = response.status === 200;
+    while (record.status === "queued" || record.status === "building") {
+      say(`${record.status}: ${record.progress ? record.progress.stage : ""}…`);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      record = await get(`/subnets/${record.id}`);
+    }
+    if (record.status === "failed") throw new Error(explain(record.problem));
+    show(record, hit);
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function explain(problem) {
+  const nearest = problem.nearest
+    ? ` The nearest budget that a subnet meets: ${Object.entries(problem.nearest).map(([name, value]) => `${name} ${value}`).join(", ")}.`
+    : "";
+  return problem.detail + nearest;
+}
+
+function show(record, hit) {
+  say(hit ? "This subnet was there already." : "Built.");
+  const [low, high] = record.prediction_interval;
+  const facts = [
+    ["Id", record.id],
+    ["Predicted accuracy", `${percent(record.predicted_accuracy)} (90 % interval ${percent(low)} to ${percent(high)})`],
+    ["Measured accuracy", record.measured_accuracy === null ? "not measured" : percent(record.measured_accuracy)],
+    ["Average bits", `weights ${record.cost.weight_bits.toFixed(2)}, activations ${record.cost.activation_bits.toFixed(2)}`],
+    ["Packed size", `${record.cost.model_bytes.toLocaleString()} bytes, ${record.cost.compression.toFixed(1)} times smaller than float32`],
+  ];
+  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+  $("files").replaceChildren(...record.artifacts.map((file) => {
+    const link = element("a", file.name);
+    link.href = file.url;
+    const item = element("li", "");
+    item.append(link, ` ${file.bytes.toLocaleString()} bytes`);
+    return item;
+  }));
+  $("layers").replaceChildren(...record.configuration.layers.map((layer) => {
+    const row = element("tr", "");
+    row.append(element("td", layer.name), element("td", layer.weight_bits), element("td", layer.activation_bits));
+    return row;
+  }));
+  $("result").hidden = false;
+}
+
+function element(tag, text) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+
+async function start() {
+  try {
+    const [supernets, catalogue] = await Promise.all([get("/supernets"), get("/devices")]);
+    fill($("supernet"), supernets.supernets.map((supernet) => supernet.name));
+    const usable = catalogue.devices.filter((device) => device.profile);
+    fill($("device"), usable.map((device) => device.name));
+    const describe = () => {
+      const { weight, activation } = usable.find((device) => device.name === $("device").value).profile;
+      $("device-note").textContent =
+        `Weights ${weight.bits.join(", ")} bits, ${weight.granularity.replace("_", " ")}, ${weight.symmetry}; ` +
+        `activations ${activation.bits.join(", ")} bits, ${activation.symmetry}.`;
+    };
+    $("device").addEventListener("change", describe);
+    $("order").addEventListener("submit", ask);
+    describe();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+start();

@@ -1,0 +1,197 @@
+"""A small real bundle, and a real server on it: web process, builder processes, embedded store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from eqnet_core.bundle import write_bundle
+from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
+from eqnet_core.export.proof import natural_images
+from eqnet_core.models import build_model
+from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.space import BIT_WIDTHS, SearchSpace
+from eqnet_core.statistics import TABLE_ROWS, StatisticsPredictor, find_owners
+from eqnet_core.subnet import InputSpec
+from eqnet_core.supernet import Supernet, trace_layers
+
+INPUT = InputSpec(shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+CLASSES = tuple(f"class {k}" for k in range(10))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-20 supernet with random weights; its predictors know only that more bits are better."""
+    folder = tmp_path_factory.mktemp("bundles") / "random-resnet20"
+    images = torch.from_numpy(natural_images(INPUT, 64, seed=1))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = build_model("resnet20", len(CLASSES))
+    with torch.no_grad():
+        # A random network prefers one class whatever it sees; without its preference top-1 says something.
+        model.get_parameter("fc.bias").sub_(model.train()(images).mean(0))
+    space = SearchSpace(trace_layers(model, images))
+    supernet = Supernet(architecture="resnet20", space=space, input=INPUT, classes=CLASSES, float_model=model)
+    initialise_quantizers(supernet, images)
+    write_bundle(
+        folder,
+        name=folder.name,
+        architecture="resnet20",
+        classes=CLASSES,
+        input=INPUT,
+        space=space,
+        float_accuracy=0.1,
+        accuracy={},
+        predictor_quality={},
+        statistics_quality={},
+        card={"data": "none: random weights, for tests"},
+        supernet=supernet.tensors(),
+        predictor=_predictor(space),
+        statistics=_statistics(supernet, images),
+    )
+    return folder
+
+
+def _predictor(space: SearchSpace) -> AccuracyPredictor:
+    """Additive: every layer gains with every bit, some layers more than others."""
+    generator = np.random.default_rng(3)
+    layers = 2 * len(space.searchable)
+    gains = generator.uniform(0.2, 1.0, size=(layers, 1)) * (1 - 2.0 ** -np.arange(len(BIT_WIDTHS)))
+    first = np.zeros((space.encoding_size, 2))
+    first[-gains.size :, -1] = gains.reshape(-1)
+    return AccuracyPredictor.rounded(
+        first=first,
+        first_bias=np.zeros(2),
+        second=np.zeros((1, 1, 1)),
+        second_bias=np.zeros((1, 1, 1)),
+        third=np.zeros((1, 1)),
+        third_bias=0.0,
+        centre=-1.0,
+        spread=4.0 / layers,
+        interval_accuracy=np.array([0.5]),
+        interval_half_width=np.array([0.01]),
+    )
+
+
+def _statistics(supernet: Supernet, images: torch.Tensor) -> StatisticsPredictor:
+    """The 8-bit subnet's, whatever the configuration."""
+    supernet.activate(supernet.space.uniform(supernet.configuration.form, 8))
+    measured = calibrate_batch_norm(supernet, [images])
+    batch_norms = tuple((name, len(mean)) for name, (mean, _) in measured.items())
+    means = np.concatenate([mean for mean, _ in measured.values()])
+    variances = np.concatenate([variance for _, variance in measured.values()])
+    columns = 2 * len(means)
+    return StatisticsPredictor(
+        batch_norms=batch_norms,
+        owners=find_owners(batch_norms, supernet.space),
+        table=np.zeros((TABLE_ROWS, columns), dtype=np.float16),
+        shared=np.zeros((supernet.space.encoding_size, columns), dtype=np.float16),
+        centre=np.concatenate([means, np.log(variances)]).astype(np.float32),
+        spread=np.ones(columns, dtype=np.float32),
+        low=np.full(columns, -1, dtype=np.float32),
+        high=np.full(columns, 1, dtype=np.float32),
+        floor=np.full(len(means), 1e-6, dtype=np.float32),
+    )
+
+
+@dataclass
+class Server:
+    """A running `eqnet serve`; `data` is its data folder."""
+
+    url: str
+    data: Path
+    process: subprocess.Popen[bytes]
+
+    def client(self, **options: object) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=600, **options)  # type: ignore[arg-type]
+
+    def stop(self) -> int:
+        """As an operator would; the exit code."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def log(self) -> str:
+        return (self.data.parent / "server.log").read_text()
+
+
+Serve = Callable[..., Server]
+
+
+def start_server(data: Path, bundle: Path, *, ready: bool = True, **settings: object) -> Server:
+    """`settings` are those of `Settings`, by name; waits until the server is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    values = {"data_dir": data, "bundles": bundle, "builders": 1, "builder_threads": 1} | settings
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EQNET_")}
+    environment |= {f"EQNET_{name.upper()}": str(value) for name, value in values.items()}
+    environment["OMP_NUM_THREADS"] = "1"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    with (data.parent / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    server = Server(url=f"http://127.0.0.1:{port}", data=data, process=process)
+    wanted = "/health/ready" if ready else "/health/live"
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(server.url + wanted, timeout=5).status_code == 200:
+                return server
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    pytest.fail(f"the server does not get ready:\n{server.log()[-3000:]}")
+
+
+@pytest.fixture
+def serve(tmp_path: Path, bundle: Path) -> Iterator[Serve]:
+    """`serve(**settings)` starts a server on this test's data folder; all are stopped at its end."""
+    started: list[Server] = []
+
+    def start(**settings: object) -> Server:
+        server = start_server(
+            Path(str(settings.pop("data", tmp_path / "data"))),
+            bundle,
+            ready=bool(settings.pop("ready", True)),
+            **settings,
+        )
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Server]:
+    """One server for all tests that do not break it."""
+    server = start_server(tmp_path_factory.mktemp("server") / "data", bundle)
+    yield server
+    assert server.stop() in (0, -signal.SIGTERM), server.log()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client

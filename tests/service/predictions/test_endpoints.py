@@ -1,0 +1,113 @@
+"""`/predict-accuracy` and `/pareto` of a real server."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+FORM = {
+    "weight_granularity": "per_channel",
+    "weight_symmetry": "symmetric",
+    "activation_symmetry": "asymmetric",
+}
+
+
+def test_one_configuration_by_form(client: httpx.Client) -> None:
+    response = client.get("/predict-accuracy", params=FORM | {"weight_bits": 3, "activation_bits": "4"})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    low, high = answer["prediction_interval"]
+    assert 0 <= low <= answer["predicted_accuracy"] <= high <= 1
+    assert answer["cost"]["weight_bits"] == 3.0
+    assert answer["cost"]["activation_bits"] == 4.0
+    assert {layer["weight_bits"] for layer in answer["configuration"]["layers"]} == {3}
+
+
+def test_a_number_and_a_list_of_it_are_the_same(client: httpx.Client) -> None:
+    number = client.get("/predict-accuracy", params=FORM | {"weight_bits": 3, "activation_bits": 4})
+    listed = client.get(
+        "/predict-accuracy",
+        params=FORM | {"weight_bits": ",".join("3" * 18), "activation_bits": ", ".join("4" * 18)},
+    )
+    assert listed.json() == number.json()
+
+
+def test_a_device_gives_the_form(client: httpx.Client) -> None:
+    answer = client.get("/predict-accuracy?device=tensorrt&weight_bits=8&activation_bits=8").json()
+    assert answer["configuration"]["signed"] is True
+    assert answer["configuration"]["weight_symmetry"] == "symmetric"
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"weight_bits": "9"}, "/weight_bits"),
+        ({"weight_bits": "3,4"}, "/weight_bits"),
+        ({"activation_bits": ""}, "/activation_bits"),
+        ({"activation_bits": "four"}, "/activation_bits"),
+        ({"weight_granularity": "per_pixel"}, "/weight_granularity"),
+        ({"weight_symmetry": None}, "/weight_symmetry"),
+        ({"supernet": "no-such"}, "/supernet"),
+        ({"device": "tensorrt"}, "/weight_granularity"),
+        ({"device": "no-such"} | dict.fromkeys(FORM), "/device"),
+    ],
+)
+def test_what_is_wrong_is_pointed_at(client: httpx.Client, change: dict[str, Any], pointer: str) -> None:
+    query = FORM | {"weight_bits": "3", "activation_bits": "4"} | change
+    response = client.get(
+        "/predict-accuracy", params={name: value for name, value in query.items() if value is not None}
+    )
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["errors"][0]["pointer"] == pointer
+
+
+def test_a_list_is_answered_in_order(client: httpx.Client) -> None:
+    queries = [FORM | {"weight_bits": bits, "activation_bits": [bits] * 18} for bits in (8, 2, 5)]
+    queries.append({"device": "tensorrt", "weight_bits": 8, "activation_bits": 8})
+    answers = client.post("/predict-accuracy", json=queries).json()
+    assert [answer["cost"]["weight_bits"] for answer in answers] == [8.0, 2.0, 5.0, 8.0]
+    single = client.get("/predict-accuracy", params=FORM | {"weight_bits": 5, "activation_bits": 5})
+    assert answers[2] == single.json()
+
+
+def test_ten_thousand_are_answered_and_one_more_is_not(client: httpx.Client) -> None:
+    query = FORM | {"weight_bits": [3] * 18, "activation_bits": [4] * 18}
+    answers = client.post("/predict-accuracy", json=[query] * 10_000)
+    assert answers.status_code == 200, answers.text[:500]
+    assert len(answers.json()) == 10_000
+    assert client.post("/predict-accuracy", json=[query] * 10_001).status_code == 422
+
+
+def test_a_fault_in_a_list_is_pointed_at(client: httpx.Client) -> None:
+    good = FORM | {"weight_bits": 3, "activation_bits": 4}
+    response = client.post("/predict-accuracy", json=[good, good | {"weight_bits": [3, 4]}])
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "/1/weight_bits"
+
+
+def test_the_front_rises_with_the_budget(client: httpx.Client) -> None:
+    front = client.get("/pareto", params={"device": "fpga-mixed", "points": 4, "seed": 3}).json()
+    accuracies = [point["predicted_accuracy"] for point in front["points"]]
+    assert len(accuracies) == 4
+    assert accuracies == sorted(accuracies)
+    for point in front["points"]:
+        assert point["cost"]["weight_bits"] <= point["budget"]["weight_bits"] + 1e-9
+        assert len(point["configuration"]["layers"]) == 18
+
+
+def test_the_front_of_a_described_device(client: httpx.Client) -> None:
+    query = FORM | {"weight_bits": "4,8", "axis": "weights", "points": 3}
+    front = client.get("/pareto", params=query).json()
+    assert front["profile"]["weight"]["bits"] == [4, 8]
+    bits = {layer["weight_bits"] for point in front["points"] for layer in point["configuration"]["layers"]}
+    assert bits <= {4, 8}
+
+
+@pytest.mark.parametrize(
+    "query", ["", "device=tensorrt&points=1", "device=tensorrt&weight_bits=8", "axis=up"]
+)
+def test_fronts_that_make_no_sense_are_told(client: httpx.Client, query: str) -> None:
+    response = client.get(f"/pareto?{query}")
+    assert response.status_code == 422
+    assert response.json()["errors"]

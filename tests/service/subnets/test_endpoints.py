@@ -1,0 +1,385 @@
+"""`/subnets` of a real server, with real builders."""
+
+import base64
+import hashlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from eqnet_core.export.proof import natural_images
+from eqnet_core.export.state_dict import load_subnet
+from eqnet_core.subnet import InputSpec
+
+BITS = [2, 3, 4, 5, 6, 7, 8]
+PROFILE = {
+    "weight": {"bits": BITS, "granularity": "per_channel", "symmetry": "symmetric"},
+    "activation": {"bits": BITS, "symmetry": "asymmetric"},
+}
+QUICK = {"population": 10, "generations": 10}
+ENDLESS = {"population": 2000, "generations": 10000}
+"""A search that outlasts every test: only a cancelled build ends."""
+
+REQUEST = {"profile": PROFILE, "budget": {"weight_bits": 3.0, "activation_bits": 3.0}, "search": QUICK}
+
+
+def ask(client: httpx.Client, request: dict[str, Any], **headers: str) -> httpx.Response:
+    return client.post("/subnets", json=request, headers=headers)
+
+
+def finished(client: httpx.Client, subnet: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline:
+        record: dict[str, Any] = client.get(f"/subnets/{subnet}").json()
+        if record["status"] in ("ready", "failed"):
+            return record
+        time.sleep(0.1)
+    pytest.fail(f"{subnet} does not get ready")
+
+
+def builds(client: httpx.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("eqnet_builds_total"))
+
+
+@pytest.fixture(scope="module")
+def record(client: httpx.Client) -> dict[str, Any]:
+    response = ask(client, REQUEST, Prefer="wait=500")
+    assert response.status_code in (200, 201), response.text
+    ready: dict[str, Any] = response.json()
+    return ready
+
+
+def test_a_subnet_is_built_and_then_there(client: httpx.Client) -> None:
+    request = REQUEST | {"search": QUICK | {"seed": 7}}
+    first = ask(client, request, Prefer="wait=500")
+    assert first.status_code == 201, first.text
+    record = first.json()
+    assert first.headers["location"] == f"/subnets/{record['id']}"
+    assert first.headers["preference-applied"] == "wait=500"
+    assert record["status"] == "ready"
+    assert record["cost"]["weight_bits"] <= 3.0
+    assert record["cost"]["activation_bits"] <= 3.0
+    low, high = record["prediction_interval"]
+    assert 0 <= low <= record["predicted_accuracy"] <= high <= 1
+    assert record["measured_accuracy"] is None
+    assert {"search", "calibrate", "export"} <= record["timings"].keys()
+
+    second = ask(client, request)
+    assert second.status_code == 200
+    assert second.headers["cache-status"] == "eqnet; hit"
+    assert second.json() == record == client.get(first.headers["location"]).json()
+
+
+def test_requests_that_mean_the_same_are_one_subnet(client: httpx.Client, record: dict[str, Any]) -> None:
+    same = {
+        "supernet": "random-resnet20",
+        "profile": {
+            "weight": PROFILE["weight"] | {"bits": [8, 7, 6, 5, 4, 3, 2], "narrow_range": False},
+            "activation": PROFILE["activation"] | {"signed": False},
+        },
+        "budget": {"weight_bits": 3, "activation_bits": 3, "model_bytes": None},
+        "pinned": {},
+        "search": QUICK | {"seed": 0},
+        "artifacts": ["report.json", "model.onnx", "model.safetensors", "encodings.json", "model.onnx"],
+        "verify": False,
+    }
+    response = ask(client, same)
+    assert (response.status_code, response.json()["id"]) == (200, record["id"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": {"weight_bits": 3.5, "activation_bits": 3.0}},
+        {"search": QUICK | {"seed": 1}},
+        {"artifacts": ["model.onnx"]},
+        {"pinned": {"layer1.0.conv1": {"weight_bits": 8}}},
+    ],
+)
+def test_requests_that_mean_something_else_are_other_subnets(
+    client: httpx.Client, record: dict[str, Any], change: dict[str, Any]
+) -> None:
+    response = ask(client, REQUEST | change, Prefer="respond-async")
+    assert response.json()["id"] != record["id"]
+    client.delete(response.headers["location"])
+
+
+def test_pins_are_kept_and_only_what_was_asked_for_is_stored(client: httpx.Client) -> None:
+    pinned = {
+        "layer1.0.conv1": {"weight_bits": 8, "activation_bits": 2},
+        "layer2.1.conv1": {"weight_bits": 7},
+    }
+    response = ask(client, REQUEST | {"pinned": pinned, "artifacts": ["report.json"]}, Prefer="wait=500")
+    layers = {layer["name"]: layer for layer in response.json()["configuration"]["layers"]}
+    for name, pin in pinned.items():
+        assert pin.items() <= layers[name].items()
+    assert [file["name"] for file in response.json()["artifacts"]] == ["report.json"]
+
+
+def test_the_files_are_those_of_the_record_and_compute_the_same(
+    client: httpx.Client, record: dict[str, Any], tmp_path: Path
+) -> None:
+    for file in record["artifacts"]:
+        response = client.get(file["url"])
+        digest = hashlib.sha256(response.content)
+        assert response.status_code == 200
+        assert (len(response.content), digest.hexdigest()) == (file["bytes"], file["sha256"])
+        encoded = base64.b64encode(digest.digest()).decode()
+        assert response.headers["content-digest"] == f"sha-256=:{encoded}:"
+        (tmp_path / file["name"]).write_bytes(response.content)
+    images = natural_images(InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3), 32, seed=5)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": images})
+    with torch.inference_mode():
+        simulated = load_subnet(tmp_path / "model.safetensors")(torch.from_numpy(images)).numpy()
+    assert np.mean(logits.argmax(1) == simulated.argmax(1)) >= 0.95
+    assert json.loads((tmp_path / "report.json").read_text())
+
+
+def test_files_by_parts_and_by_validator(client: httpx.Client, record: dict[str, Any]) -> None:
+    url = f"/subnets/{record['id']}/artifacts/model.onnx"
+    whole = client.get(url)
+    part = client.get(url, headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, whole.content[100:200])
+    assert client.get(url, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
+    head = client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert client.get(url, headers={"Range": "bytes=99999999-"}).status_code == 416
+
+
+def test_a_configuration_is_built_as_it_is(client: httpx.Client, record: dict[str, Any]) -> None:
+    configuration = record["configuration"]
+    built = ask(client, {"configuration": configuration}, Prefer="wait=500")
+    assert built.status_code == 201, built.text
+    assert built.json()["configuration"] == configuration
+    assert built.json()["predicted_accuracy"] == record["predicted_accuracy"]
+    assert built.json()["profile"] is None
+    reordered = configuration | {"layers": configuration["layers"][::-1]}
+    again = ask(client, {"configuration": reordered})
+    assert (again.status_code, again.json()["id"]) == (200, built.json()["id"])
+
+
+def test_an_infeasible_budget_names_the_nearest_and_that_one_is_feasible(client: httpx.Client) -> None:
+    response = ask(client, REQUEST | {"budget": {"weight_bits": 1.5, "activation_bits": 3.0}})
+    problem = response.json()
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["type"].endswith("infeasible-budget")
+    assert [error["pointer"] for error in problem["errors"]] == ["/budget/weight_bits"]
+    nearest = ask(client, REQUEST | {"budget": problem["nearest"]}, Prefer="respond-async")
+    assert nearest.status_code == 202
+    client.delete(nearest.headers["location"])
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    request: dict[str, Any] = json.loads(json.dumps(REQUEST))
+    *parents, last = path.split("/")[1:]
+    target = request
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value
+    return request
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value"),
+    [
+        ("/profile/weight/bits", []),
+        ("/profile/weight/bits", [9]),
+        ("/profile/weight/bits", ["4"]),
+        ("/profile/weight/bits", [4.0]),
+        ("/profile/weight/bits", True),
+        ("/profile/weight/granularity", "per_pixel"),
+        ("/profile/activation/symmetry", None),
+        ("/profile/activation/signed", "yes"),
+        ("/profile/extra", 1),
+        ("/budget/weight_bits", "3"),
+        ("/budget/weight_bits", -1),
+        ("/budget/weight_bits", 0),
+        ("/budget/model_bytes", 1.5),
+        ("/budget/model_bytes", 10**30),
+        ("/budget/colour", 1),
+        ("/search/population", 10**9),
+        ("/search/seed", -1),
+        ("/pinned", []),
+        ("/pinned/nowhere", {"weight_bits": 4}),
+        ("/pinned/layer1.0.conv1/weight_bits", 1),
+        ("/supernet", "no-such"),
+        ("/supernet", 3),
+        ("/artifacts", []),
+        ("/artifacts", ["../../etc/passwd"]),
+        ("/artifacts", ["model.integer.onnx"]),
+        ("/verify", "true"),
+        ("/verify", True),
+        ("/more", {}),
+    ],
+)
+def test_what_is_wrong_is_pointed_at(client: httpx.Client, pointer: str, value: Any) -> None:
+    response = ask(client, _with(pointer, value))
+    problem = response.json()
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == 422
+    assert problem["detail"]
+    assert any(error["pointer"].startswith(pointer) for error in problem["errors"]), problem
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"device": "tensorrt", "profile": PROFILE},
+        {"configuration": {"granularity": "per_tensor"}},
+        {"device": "no-such-device"},
+        {"device": "tensorrt", "configuration": {"granularity": "per_tensor"}},
+        [],
+        "tensorrt",
+    ],
+)
+def test_requests_without_sense_are_told_what_to_change(client: httpx.Client, request_: Any) -> None:
+    response = client.post("/subnets", json=request_)
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["errors"]
+
+
+def test_a_configuration_of_another_network_is_refused(client: httpx.Client, record: dict[str, Any]) -> None:
+    configuration = record["configuration"] | {"layers": record["configuration"]["layers"][1:]}
+    response = ask(client, {"configuration": configuration})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "/configuration/layers"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b'{"device": "tensorrt", "device": "fpga-mixed"}', "application/json", 422),
+        (b'{"device": "tensorrt", "budget": {"weight_bits": NaN}}', "application/json", 422),
+        (b'{"device": "tensorrt", "budget": {"weight_bits": 1e999}}', "application/json", 422),
+        (b'{"device": "\\ud800"}', "application/json", 422),
+        (b"[" * 30_000, "application/json", 422),
+        (b"{}", "text/plain", 415),
+        (b"device=tensorrt", "application/x-www-form-urlencoded", 415),
+        (b" " * 70_000, "application/json", 413),
+    ],
+)
+def test_bodies_that_cannot_be_read(
+    client: httpx.Client, content: bytes, content_type: str, status: int
+) -> None:
+    response = client.post("/subnets", content=content, headers={"Content-Type": content_type})
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_body_without_length_is_limited_too(client: httpx.Client) -> None:
+    response = client.post(
+        "/subnets", content=(b" " * 10_000 for _ in range(8)), headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/subnets/" + "0" * 32),
+        ("GET", "/subnets/not-an-id"),
+        ("DELETE", "/subnets/" + "0" * 32),
+        ("GET", "/subnets/%2e%2e%2fserver.lock"),
+        ("GET", "/subnets/" + "0" * 32 + "/artifacts/model.onnx"),
+        ("GET", "/nowhere"),
+    ],
+)
+def test_what_is_not_there_is_404(client: httpx.Client, method: str, path: str) -> None:
+    response = client.request(method, path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("name", ["record.json", "model.integer.onnx", "..%2frecord.json", "%00"])
+def test_only_the_record_s_own_files_are_handed_out(
+    client: httpx.Client, record: dict[str, Any], name: str
+) -> None:
+    assert client.get(f"/subnets/{record['id']}/artifacts/{name}").status_code == 404
+
+
+def test_respond_async_answers_at_once_and_the_record_tells_the_progress(client: httpx.Client) -> None:
+    response = ask(client, REQUEST | {"search": QUICK | {"seed": 11}}, Prefer="respond-async")
+    assert response.status_code == 202
+    assert int(response.headers["retry-after"]) > 0
+    pending = response.json()
+    assert pending["status"] in ("queued", "building")
+    assert 0 <= pending["progress"]["fraction"] <= 1
+    assert finished(client, pending["id"])["status"] == "ready"
+
+
+def test_a_running_build_blocks_nobody_and_is_cancelled_by_delete(client: httpx.Client) -> None:
+    response = ask(client, REQUEST | {"search": ENDLESS}, Prefer="wait=1")
+    assert response.status_code == 202
+    location = response.headers["location"]
+    early = client.get(f"{location}/artifacts/model.onnx")
+    assert (early.status_code, early.json()["type"]) == (409, "urn:eqnet:problem:not-ready")
+    assert client.get("/health/ready").status_code == 200
+    assert client.get("/predict-accuracy?device=tensorrt&weight_bits=8&activation_bits=8").status_code == 200
+    assert ask(client, REQUEST | {"search": ENDLESS}, Prefer="wait=0").json()["id"] in location
+
+    assert client.delete(location).status_code == 204
+    assert client.get(location).status_code == 404
+    after = ask(client, REQUEST | {"search": QUICK | {"seed": 12}}, Prefer="wait=500")
+    assert after.status_code == 201, after.text
+
+
+def test_many_identical_requests_build_once(client: httpx.Client) -> None:
+    before = builds(client)
+    request = REQUEST | {"search": QUICK | {"seed": 13}}
+    with ThreadPoolExecutor(30) as threads:
+        answers = list(threads.map(lambda _: ask(client, request, Prefer="wait=500"), range(30)))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 29 + [201]
+    assert len({answer.content for answer in answers}) == 1
+    assert builds(client) == before + 1
+
+
+def test_deleting_forgets_and_the_same_request_gives_the_same_bytes(client: httpx.Client) -> None:
+    request = REQUEST | {"search": QUICK | {"seed": 14}}
+    first = ask(client, request, Prefer="wait=500").json()
+    assert client.delete(f"/subnets/{first['id']}").status_code == 204
+    assert client.get(f"/subnets/{first['id']}").status_code == 404
+    assert client.get(first["artifacts"][0]["url"]).status_code == 404
+    again = ask(client, request, Prefer="wait=500")
+    assert again.status_code == 201
+    assert again.json()["artifacts"] == first["artifacts"]
+
+
+def test_the_list_is_newest_first_and_paged(client: httpx.Client, record: dict[str, Any]) -> None:
+    seen: list[str] = []
+    created: list[str] = []
+    cursor: str | None = None
+    for _ in range(100):
+        query = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = client.get("/subnets", params=query).json()
+        assert len(page["subnets"]) <= 2
+        seen += [entry["id"] for entry in page["subnets"]]
+        created += [entry["created_at"] for entry in page["subnets"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert record["id"] in seen
+    assert len(seen) == len(set(seen))
+    assert created == sorted(created, reverse=True)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=100000", "limit=x", "cursor=nonsense", "cursor=YWJj"])
+def test_pages_that_make_no_sense_are_told(client: httpx.Client, query: str) -> None:
+    response = client.get(f"/subnets?{query}")
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == f"/{query.split('=')[0]}"

@@ -1,0 +1,177 @@
+"""Against a real server of the Redis protocol."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from service.embedded import EmbeddedStore
+from service.subnets.store import (
+    Claim,
+    LeaseLostError,
+    StoredRecord,
+    StoreUnavailableError,
+    SubnetStore,
+    connect,
+    index_member,
+)
+
+LEASE = 1.5
+"""Seconds."""
+
+
+def stored(number: int = 1, status: str = "queued") -> StoredRecord:
+    subnet = f"{number:032x}"
+    return StoredRecord(
+        record={"id": subnet, "status": status},
+        order={"supernet": "test"},
+        member=index_member(subnet, 1_700_000_000_000_000 + number),
+    )
+
+
+def run(folder: Path, use: Callable[[SubnetStore, SubnetStore, Redis], Awaitable[Any]]) -> None:
+    """`use` gets the stores of two replicas, and the Redis that they share."""
+
+    async def main() -> None:
+        server = EmbeddedStore(folder)
+        await server.start()
+        redis = connect(server.url)
+        try:
+            await use(SubnetStore(redis, lease=LEASE), SubnetStore(redis, lease=LEASE), redis)
+        finally:
+            await redis.aclose()
+            await server.stop()
+
+    asyncio.run(main())
+
+
+async def claimed(store: SubnetStore, record: StoredRecord) -> Claim:
+    claim = await store.claim(record)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def test_only_one_of_many_claims_wins(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        claims = await asyncio.gather(*(store.claim(stored()) for store in (one, other) for _ in range(50)))
+        assert len([claim for claim in claims if isinstance(claim, Claim)]) == 1
+        assert claims.count(None) == 99
+
+    run(tmp_path, use)
+
+
+def test_a_finished_subnet_is_found_by_all_and_not_claimed_again(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        await one.finish(await claimed(one, stored()), stored(status="ready"))
+        assert await other.find(stored().id) == stored(status="ready")
+        assert await other.claim(stored()) == stored(status="ready")
+        assert await other.promised() == []
+
+    run(tmp_path, use)
+
+
+def test_a_failed_subnet_can_be_claimed_again(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        await one.finish(await claimed(one, stored()), stored(status="failed"))
+        await claimed(other, stored())
+        records, _following = await one.page(10, None)
+        assert [record.status for record in records] == ["queued"]
+
+    run(tmp_path, use)
+
+
+def test_a_lease_without_heartbeat_passes_to_another_and_the_first_cannot_finish(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        late = await claimed(one, stored())
+        assert await other.claim(stored()) is None
+        await asyncio.sleep(LEASE * 1.2)
+        current = await claimed(other, stored())
+        for act in (one.renew(late, stored(), {}), one.finish(late, stored(status="ready"))):
+            with pytest.raises(LeaseLostError) as raised:
+                await act
+            assert not raised.value.cancelled
+        await other.finish(current, stored(status="ready"))
+
+    run(tmp_path, use)
+
+
+def test_a_heartbeat_keeps_the_lease_and_tells_the_progress(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        claim = await claimed(one, stored())
+        for _beat in range(7):
+            await asyncio.sleep(LEASE / 5)
+            await one.renew(claim, stored(), {"stage": "build", "fraction": 0.5})
+        assert await other.claim(stored()) is None
+        assert await other.progress(stored().id) == {"stage": "build", "fraction": 0.5}
+
+    run(tmp_path, use)
+
+
+def test_dropping_cancels_the_claim_and_allows_a_new_one_at_once(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        claim = await claimed(one, stored())
+        assert await other.drop(stored().id)
+        assert not await other.drop(stored().id)
+        again = await claimed(other, stored())
+        with pytest.raises(LeaseLostError) as raised:
+            await one.finish(claim, stored(status="ready"))
+        assert raised.value.cancelled
+        await other.finish(again, stored(status="ready"))
+
+    run(tmp_path, use)
+
+
+def test_a_build_goes_on_when_redis_came_back_empty(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, redis: Redis) -> None:
+        claim = await claimed(one, stored())
+        await redis.flushall()
+        await one.renew(claim, stored(), {"stage": "build", "fraction": 0.5})
+        assert await other.claim(stored()) is None
+        assert await other.promised() == [stored().id]
+        await redis.flushall()
+        await one.finish(claim, stored(status="ready"))
+        assert await other.find(stored().id) == stored(status="ready")
+
+    run(tmp_path, use)
+
+
+def test_a_released_claim_is_free_at_once_and_still_promised(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        await one.release(await claimed(one, stored()))
+        assert await other.promised() == [stored().id]
+        await claimed(other, stored())
+
+    run(tmp_path, use)
+
+
+def test_pages_are_newest_first_and_complete(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        for number in range(7):
+            await one.put(stored(number, status="ready"))
+        seen: list[str] = []
+        before: str | None = None
+        for size in (3, 3, 1):
+            records, before = await other.page(3, before)
+            assert len(records) == size
+            seen += [record.id for record in records]
+        assert before is None
+        assert seen == [stored(number).id for number in reversed(range(7))]
+
+    run(tmp_path, use)
+
+
+def test_a_store_that_is_away_is_told_at_once(tmp_path: Path) -> None:
+    async def use() -> None:
+        store = SubnetStore(connect(f"unix://{tmp_path}/nobody.sock"), lease=LEASE)
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="does not answer"):
+            await store.find(stored().id)
+        with pytest.raises(StoreUnavailableError):
+            await store.claim(stored())
+        assert time.monotonic() - started < 10
+
+    asyncio.run(use())

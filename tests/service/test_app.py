@@ -1,0 +1,121 @@
+"""The application as a whole: its document, its page, what it imports."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from service.predictions.schemas import Pareto, Prediction
+from service.subnets.schemas import SubnetPage, SubnetRecord
+
+
+def test_the_web_process_never_imports_torch() -> None:
+    code = (
+        "import sys; from service.app import create_app; from service.settings import Settings;"
+        "create_app(Settings());"
+        "print(sorted({'torch', 'torchvision', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+def test_the_document_names_every_endpoint(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {
+        "/subnets",
+        "/subnets/{subnet}",
+        "/subnets/{subnet}/artifacts/{name}",
+        "/predict-accuracy",
+        "/pareto",
+        "/supernets",
+        "/supernets/{name}",
+        "/devices",
+        "/devices/{name}",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    }
+
+
+def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', str(document).replace("'", '"')))
+    assert references
+    assert references <= set(schemas)
+
+
+def test_the_examples_are_valid_requests(client: httpx.Client, document: dict[str, Any]) -> None:
+    examples = document["components"]["schemas"]["SubnetRequest"]["examples"]
+    assert examples
+    for example in examples:
+        response = client.post("/subnets", json=example, headers={"Prefer": "respond-async"})
+        assert response.status_code in (200, 202), response.text
+        client.delete(response.headers["location"])
+    queries = document["components"]["schemas"]["PredictionQueries"]["examples"]
+    for query in queries:
+        assert client.post("/predict-accuracy", json=query).status_code == 200
+
+
+def test_answers_are_as_documented(client: httpx.Client) -> None:
+    request = {"device": "fpga-mixed", "search": {"population": 10, "generations": 5}}
+    record = client.post("/subnets", json=request, headers={"Prefer": "wait=500"}).json()
+    strict = {"extra": "forbid"}
+    SubnetRecord.model_validate(record, **strict)
+    SubnetPage.model_validate(client.get("/subnets").json(), **strict)
+    query = "device=fpga-mixed&weight_bits=3&activation_bits=3"
+    Prediction.model_validate(client.get(f"/predict-accuracy?{query}").json(), **strict)
+    Pareto.model_validate(client.get("/pareto?device=fpga-mixed&points=2").json(), **strict)
+    assert record["cost"]["weight_bits"] == record["cost"]["activation_bits"] == 8.0  # an empty budget
+
+
+class _Resources(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.urls += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_and_everything_it_loads_come_from_here(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    resources = _Resources()
+    resources.feed(page.text)
+    assert "/web/page.js" in resources.urls
+    for url in resources.urls:
+        if url != "data:,":
+            assert url.startswith("/")
+            assert client.get(url).status_code == 200, url
+
+
+def test_every_answer_forbids_sniffing(client: httpx.Client) -> None:
+    for path in ("/", "/devices", "/nowhere", "/health/live"):
+        assert client.get(path).headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_other_methods_are_405(client: httpx.Client, method: str) -> None:
+    response = client.request(method, "/subnets", json={})
+    assert response.status_code == 405
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "allow" in response.headers

@@ -1,0 +1,71 @@
+"""The `eqnet` command against a real server."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import main
+from service.settings import Settings
+
+Server = Any
+
+
+def test_help_of_serve_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"EQNET_{name.upper()}" in text for name in Settings.model_fields)
+    assert "127.0.0.1" in text
+
+
+def test_a_subnet_is_saved(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "folder"
+    budget = ["--weight-bits", "4", "--activation-bits", "4"]
+    code = main(["subnet", "--url", server.url, "--device", "fpga-mixed", *budget, "--out", str(out)])
+    assert code == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["cost"]["weight_bits"] <= 4
+    for file in record["artifacts"]:
+        assert hashlib.sha256((out / file["name"]).read_bytes()).hexdigest() == file["sha256"]
+
+
+def test_a_problem_is_one_message(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["subnet", "--url", server.url, "--device", "fpga-mixed", "--weight-bits", "1"])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.out == ""
+    assert "/budget/weight_bits" in captured.err
+
+
+def test_devices_are_listed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--url", server.url]) == 0
+    assert "tensorrt" in capsys.readouterr().out.split()
+
+
+def test_no_service_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--url", "http://127.0.0.1:1"]) == 1
+    assert "eqnet serve" in capsys.readouterr().err
+
+
+def test_a_profile_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["subnet", "--profile", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EQNET_BUILDERS", "many")
+    assert main(["serve"]) == 2
+    assert "EQNET_BUILDERS" in capsys.readouterr().err
+
+
+def test_it_is_a_module_too() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "service.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "serve" in result.stdout

