@@ -152,7 +152,7 @@ class _Nursery:
         self._restlessness = 1.0
         self._set_restlessness(1.0)
         self._share = np.resize(256 * np.array(FATHER_SHARES), self._count).astype(np.uint8)[:, None]
-        self._grown = max(1, round(GROWN * population)) * self._islands
+        self._grown = GROWN * population
 
     def first(self) -> Codes:
         """Uniform subnets, then Monte-Carlo samples; every second one of each grown to the budget's
@@ -176,7 +176,7 @@ class _Nursery:
 
     def _set_restlessness(self, restlessness: float) -> None:
         self._restlessness = restlessness
-        self._down = np.minimum(self._chances * restlessness, MOST_RESTLESS).astype(np.uint8)
+        self._down = np.minimum(self._chances, MOST_RESTLESS).astype(np.uint8)
         self._up = (256 - self._down.astype(np.int64)).astype(np.uint8)
 
     def children(self, parents: Codes, *, news: float) -> Codes:
@@ -207,7 +207,9 @@ class _Nursery:
         codes -= (noise[1] < self._down).reshape(codes.shape)
         np.maximum(codes, self._genome.lowest, out=codes)
         np.minimum(codes, self._genome.highest, out=codes)
-        return self._repaired(codes, slice(0, self._grown), rounds=GROWTH_ROUNDS)
+        # Subnets at the budget's boundary run out first.
+        grown = round(self._grown / self._restlessness) * self._islands
+        return self._repaired(codes, slice(0, grown), rounds=GROWTH_ROUNDS)
 
     def _repaired(self, codes: Codes, grown: slice | NDArray[np.bool_], *, rounds: int) -> Codes:
         order = np.argsort(self._generator.random(self._layers))

@@ -22,19 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.errors import BundleError
-from eqnet_core.space import (
-    BIT_WIDTHS,
-    FIXED_BITS,
-    FORMS,
-    Granularity,
-    SearchSpace,
-    SubnetConfiguration,
-    Symmetry,
-)
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SearchSpace, SubnetConfiguration
 
-_WEIGHT_CELLS = len(BIT_WIDTHS) * len(FORMS)
-TABLE_ROWS = _WEIGHT_CELLS + len(BIT_WIDTHS) * 2
-"""A layer's rows: weight bits x granularity x symmetry x narrow range, then activation bits x symmetry."""
+_NARROW = 2
+_WEIGHT_ROWS = len(BIT_WIDTHS) * len(FORMS) * _NARROW
+TABLE_ROWS = _WEIGHT_ROWS + len(BIT_WIDTHS) * len(FORMS)
+"""A layer's rows: weight bits x form x narrow range, then activation bits x form.
+
+The whole form, although activations have no granularity: step sizes are learned for each form by itself.
+"""
 
 NO_LAYER = -1
 """Stands for the layer in front of a BatchNorm where there is none; such a BatchNorm has no table."""
@@ -158,23 +154,10 @@ def table_rows(configurations: list[SubnetConfiguration], space: SearchSpace) ->
         bits[1, row, searchable] = space.effective_activation_bits(
             np.array(configuration.activation_bits), signed=configuration.signed
         )
-    weight = np.array(
-        [
-            (c.form.weight_granularity is Granularity.PER_CHANNEL) * 4
-            + (c.form.weight_symmetry is Symmetry.ASYMMETRIC) * 2
-            + c.narrow_range
-            for c in configurations
-        ]
-    )
-    activation = np.array([int(c.form.activation_symmetry is Symmetry.ASYMMETRIC) for c in configurations])
-    first = BIT_WIDTHS[0]
-    return np.stack(
-        [
-            (bits[0] - first) * len(FORMS) + weight[:, None],
-            _WEIGHT_CELLS + (bits[1] - first) * 2 + activation[:, None],
-        ],
-        axis=2,
-    )
+    form = np.array([c.form.index for c in configurations])[:, None]
+    narrow = np.array([c.narrow_range for c in configurations])[:, None]
+    weight, activation = (bits - BIT_WIDTHS[0]) * len(FORMS) + form
+    return np.stack([weight * _NARROW + narrow, _WEIGHT_ROWS + activation], axis=2)
 
 
 def find_owners(batch_norms: tuple[tuple[str, int], ...], space: SearchSpace) -> NDArray[np.int32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ WEIGHT_DECAYS: tuple[float, ...] = (1.0, 3.0, 10.0)
 
 _FLOOR = 1e-3
 """Least variance of a channel, as a share of its median over all samples."""
+
+_OWN_SCALE = 2.0
+"""Prior scale of what the own layer does, against that of any other layer."""
 
 _FOLDS = 5
 
@@ -255,16 +259,25 @@ def _upstream(owner: int, space: SearchSpace) -> NDArray[np.int64]:
 
 
 def _table_basis() -> NDArray[np.float64]:
-    """Prior features of the rows of a statistics table, [TABLE_ROWS, F]: a function of the bits for all forms
-    together, and one for each; three times the scale of what other layers do, as the own layer does most."""
+    """Prior features of the rows of a statistics table, [TABLE_ROWS, F].
+
+    Functions of the bits for all forms together, for each value of each axis, and for each cell: what few
+    samples cannot tell of a cell they tell of its like. The own layer does most, hence the larger scale.
+    """
     bits = bit_basis()
-    forms, symmetries = len(FORMS), 2
-    weight = np.concatenate([np.kron(bits, np.ones((forms, 1))), np.kron(bits, np.eye(forms))], axis=1)
-    activation = np.concatenate(
-        [np.kron(bits, np.ones((symmetries, 1))), np.kron(bits, np.eye(symmetries))], axis=1
-    )
+    axes = np.array(list(product((0, 1), repeat=4)))  # granularity, weight and activation symmetry, narrow
+    cells = np.concatenate([np.ones((16, 1)), axes, 1 - axes, _pairs(axes), np.eye(16)], axis=1)
+    weight = np.kron(bits, cells)
+    forms = axes[::2, :3]
+    activation = np.kron(bits, np.concatenate([np.ones((8, 1)), forms[:, 2:], np.eye(8)], axis=1))
     zeros = np.zeros((len(weight), activation.shape[1]))
     other = np.zeros((len(activation), weight.shape[1]))
-    basis: NDArray[np.float64] = 3.0 * np.block([[weight, zeros], [other, activation]])
+    basis: NDArray[np.float64] = _OWN_SCALE * np.block([[weight, zeros], [other, activation]])
     assert len(basis) == TABLE_ROWS
     return basis
+
+
+def _pairs(axes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One-hots of weight symmetry x narrow range, and of granularity x weight symmetry: [16, 8]."""
+    chosen = [axes[:, 1] * 2 + axes[:, 3], axes[:, 0] * 2 + axes[:, 1]]
+    return np.concatenate([(values[:, None] == np.arange(4)).astype(np.int64) for values in chosen], axis=1)

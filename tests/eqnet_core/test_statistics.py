@@ -56,10 +56,9 @@ def test_a_prediction_is_the_table_plus_the_shared_part(predictor: StatisticsPre
     assert list(found) == ["bn1", "block.1", "block.4"]
     encoding = SPACE.encode([CONFIGURATION])[0]
     standard = encoding @ predictor.shared.astype(np.float64)
-    # form 6 is per-channel, asymmetric weights, symmetric activations: row 4 + 2, + 1 for narrow range
     own = {0: (8, 8), 1: (3, 2), 2: (8, 5)}
     for position, (weight_bits, activation_bits) in own.items():
-        rows = [(weight_bits - 2) * 8 + 7, 56 + (activation_bits - 2) * 2]
+        rows = [((weight_bits - 2) * 8 + 6) * 2 + 1, 112 + (activation_bits - 2) * 8 + 6]
         columns = [2 * position, 2 * position + 1, 6 + 2 * position, 7 + 2 * position]
         standard[columns] += predictor.table[rows][:, columns].astype(np.float64).sum(axis=0)
     values = standard * predictor.spread + predictor.centre
@@ -117,7 +116,7 @@ def test_every_bit_width_and_form_has_a_row_of_its_own() -> None:
     rows = table_rows(configurations, SPACE)
     assert rows.shape == (112, 4, 2)
     assert set(rows[:, 1].ravel().tolist()) == set(range(TABLE_ROWS))
-    assert set(rows[:, 0, 1].tolist()) == {TABLE_ROWS - 2, TABLE_ROWS - 1}
+    assert set(rows[:, 0, 1].tolist()) == set(range(TABLE_ROWS - 8, TABLE_ROWS))
 
 
 def test_other_spaces_and_tensors_are_refused(predictor: StatisticsPredictor) -> None:

