@@ -23,15 +23,13 @@ Fitness = Callable[[Codes], NDArray[np.float64]]
 MUTATION_RATES = (0.5, 1.5, 4.0)
 """Genes that step up or down by themselves, on average; each child gets one of these."""
 
-MOST_RESTLESS = 96
-"""Most chances in 256 for a gene to step down, and as many to step up."""
-
 FATHER_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """Share of the genes that come from the father; each child gets one of these."""
 
 GROWN = 7 / 8
 """Share of children that spend what is left of the budget; the others are judged as they are."""
 
+LEAST_GROWN = GROWN / 128
 GROWTH_ROUNDS = 2
 NEIGHBOUR = 1 / 4
 """Share of fathers that come from the next island."""
@@ -148,15 +146,13 @@ class _Nursery:
         self._own = np.tile(np.arange(self._islands), population)
         # Chances in 1/256: a random byte below `down` steps down, one from `up` on steps up.
         chances = np.clip(256 * np.array(MUTATION_RATES) / (2 * genome.lowest.size), 1, 127).round()
-        self._chances = np.resize(chances, self._count)[:, None]
-        self._restlessness = 1.0
-        self._set_restlessness(1.0)
+        self._down = np.resize(chances, self._count).astype(np.uint8)[:, None]
+        self._up = (256 - self._down.astype(np.int64)).astype(np.uint8)
         self._share = np.resize(256 * np.array(FATHER_SHARES), self._count).astype(np.uint8)[:, None]
-        self._grown = GROWN * population
+        self._grown = GROWN
 
     def first(self) -> Codes:
-        """Uniform subnets, then Monte-Carlo samples; every second one of each grown to the budget's
-        boundary."""
+        """Uniform subnets, then Monte-Carlo samples; every second one is grown to the budget's boundary."""
         genome, generator = self._genome, self._generator
         levels = np.unique(genome.effective)
         pairs = np.stack(np.meshgrid(levels, levels, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -174,24 +170,19 @@ class _Nursery:
         every_second = (np.arange(self._count) // self._islands) % 2 == 0
         return self._repaired(codes, every_second, rounds=self._genome.most_steps)
 
-    def _set_restlessness(self, restlessness: float) -> None:
-        self._restlessness = restlessness
-        self._down = np.minimum(self._chances, MOST_RESTLESS).astype(np.uint8)
-        self._up = (256 - self._down.astype(np.int64)).astype(np.uint8)
-
     def children(self, parents: Codes, *, news: float) -> Codes:
         """As many children as parents [P * I, 2, L], which are ordered best first.
 
-        `news`: share of the last generation that had never been seen. A population that keeps making what it
-        knows has settled: its children mutate more and more, until enough of them are new again.
+        `news`: share of the last generation that had never been seen. Subnets at the budget's boundary run
+        out first: while most children are known already, fewer and fewer of them are grown.
         """
-        if news < 1 / 2 and self._restlessness < MOST_RESTLESS:
-            self._set_restlessness(2 * self._restlessness)
-        elif news > 3 / 4 and self._restlessness > 1:
-            self._set_restlessness(self._restlessness / 2)
+        if news < 1 / 2:
+            self._grown = max(self._grown / 2, LEAST_GROWN)
+        elif news > 3 / 4:
+            self._grown = min(self._grown * 2, GROWN)
         generator, count, islands = self._generator, self._count, self._islands
         # The rank of the better of two individuals drawn at random.
-        ranks = (self._population * (1 - np.sqrt(generator.random((2, count))))).astype(np.int64)
+        ranks = (self._population * (1 - np.sqrt(1 - generator.random((2, count))))).astype(np.int64)
         mothers = parents[ranks[0] * islands + self._own]
         father_islands = self._own
         if islands > 1:
@@ -207,8 +198,7 @@ class _Nursery:
         codes -= (noise[1] < self._down).reshape(codes.shape)
         np.maximum(codes, self._genome.lowest, out=codes)
         np.minimum(codes, self._genome.highest, out=codes)
-        # Subnets at the budget's boundary run out first.
-        grown = round(self._grown / self._restlessness) * self._islands
+        grown = round(self._grown * self._population) * islands
         return self._repaired(codes, slice(0, grown), rounds=GROWTH_ROUNDS)
 
     def _repaired(self, codes: Codes, grown: slice | NDArray[np.bool_], *, rounds: int) -> Codes:

@@ -25,9 +25,11 @@ from eqnet_core.errors import BundleError
 from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SearchSpace, SubnetConfiguration
 
 _NARROW = 2
-_WEIGHT_ROWS = len(BIT_WIDTHS) * len(FORMS) * _NARROW
-TABLE_ROWS = _WEIGHT_ROWS + len(BIT_WIDTHS) * len(FORMS)
-"""A layer's rows: weight bits x form x narrow range, then activation bits x form.
+WEIGHT_ROWS = len(BIT_WIDTHS) * len(FORMS) * _NARROW
+"""The first rows of a layer's table: weight bits x form x narrow range."""
+
+TABLE_ROWS = WEIGHT_ROWS + len(BIT_WIDTHS) * len(FORMS)
+"""All rows: after those for the weights, activation bits x form.
 
 The whole form, although activations have no granularity: step sizes are learned for each form by itself.
 """
@@ -157,7 +159,7 @@ def table_rows(configurations: list[SubnetConfiguration], space: SearchSpace) ->
     form = np.array([c.form.index for c in configurations])[:, None]
     narrow = np.array([c.narrow_range for c in configurations])[:, None]
     weight, activation = (bits - BIT_WIDTHS[0]) * len(FORMS) + form
-    return np.stack([weight * _NARROW + narrow, _WEIGHT_ROWS + activation], axis=2)
+    return np.stack([weight * _NARROW + narrow, WEIGHT_ROWS + activation], axis=2)
 
 
 def find_owners(batch_norms: tuple[tuple[str, int], ...], space: SearchSpace) -> NDArray[np.int32]:

@@ -14,9 +14,17 @@ from scipy.stats import kendalltau, pearsonr
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import COVERAGE, AccuracyPredictor
-from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace
-from eqnet_core.statistics import NO_LAYER, TABLE_ROWS, StatisticsPredictor, find_owners, table_rows
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SearchSpace
+from eqnet_core.statistics import (
+    NO_LAYER,
+    TABLE_ROWS,
+    WEIGHT_ROWS,
+    StatisticsPredictor,
+    find_owners,
+    table_rows,
+)
 from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
+from eqnet_core.training.moments import QuantizedWeights, fit_moments
 from eqnet_core.training.ridge import bit_basis, encoding_basis, fit_ridge
 from eqnet_core.training.samples import Samples
 
@@ -111,9 +119,13 @@ def fit_statistics(
     samples: Samples,
     space: SearchSpace,
     *,
+    weights: QuantizedWeights | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[StatisticsPredictor, dict[str, Any]]:
     """The statistics predictor, fitted on all samples, and its leave-one-out quality. Deterministic.
+
+    `weights` of the supernet (`quantized_weights`) tell most of what a layer's own bits and form do; without them
+    every cell of the tables has to be learned from the samples that had it.
 
     Quality, over all channels: `mean_error`, root mean square error of the mean in the channel's own
     standard deviations, and `log_variance_error`, of the logarithm of the variance; `mean_explained`,
@@ -124,6 +136,7 @@ def fit_statistics(
         TrainingError: too few samples, or samples of another space.
     """
     _check(samples, space)
+    weights = weights or {}
     owners = find_owners(samples.batch_norms, space)
     features = samples.features().astype(np.float64)
     rows = table_rows([samples.configuration(row) for row in range(len(samples))], space)
@@ -131,9 +144,12 @@ def fit_statistics(
     typical = np.maximum(np.median(samples.variances, axis=0), 1e-12).astype(np.float64)
     variances = np.maximum(samples.variances, _FLOOR * typical)
     raw = np.concatenate([samples.means.astype(np.float64), np.log(variances)], axis=1)
-    centre, spread = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-6)
-    targets = (raw - centre) / spread
     channels = len(typical)
+    centre = raw.mean(axis=0)
+    # what hardly moves between the samples must not become a huge number in cells that no sample had
+    spread = np.maximum(raw.std(axis=0), 1e-2 * np.concatenate([np.sqrt(typical), np.ones(channels)]))
+    targets = (raw - centre) / spread
+    low, high = targets.min(axis=0), targets.max(axis=0)
     table = np.zeros((TABLE_ROWS, 2 * channels))
     shared = np.zeros((space.encoding_size, 2 * channels))
     errors = np.empty_like(targets)
@@ -142,19 +158,36 @@ def fit_statistics(
         visible = _upstream(int(owner), space)
         local = basis[np.ix_(visible, visible)]
         design = features[:, visible] @ local
+        both = np.concatenate([np.arange(begin, begin + count), np.arange(begin, begin + count) + channels])
         if owner != NO_LAYER:
-            own = table_basis[rows[:, owner, 0]] + table_basis[rows[:, owner, 1]]
-            design = np.concatenate([design, own], axis=1)
-        for first in (begin, channels + begin):
-            fitted = fit_ridge(design, targets[:, first : first + count])
+            design = np.concatenate(
+                [design, table_basis[rows[:, owner, 0]] + table_basis[rows[:, owner, 1]]], axis=1
+            )
+            if space.layers[owner].name in weights:
+                moments = fit_moments(
+                    weights[space.layers[owner].name],
+                    rows[:, owner, 0],
+                    samples.means[:, both[:count]].astype(np.float64),
+                    variances[:, both[:count]],
+                )
+                possible = _possible_rows(int(owner), space)
+                from_weights = (np.concatenate(moments, axis=1)[possible] - centre[both]) / spread[both]
+                table[np.ix_(possible, both)] = from_weights
+                low[both] = np.minimum(low[both], from_weights.min(axis=0))
+                high[both] = np.maximum(high[both], from_weights.max(axis=0))
+        for columns in (both[:count], both[count:]):
+            remainder = targets[:, columns]
+            if owner != NO_LAYER:
+                remainder = remainder - table[np.ix_(rows[:, owner, 0], columns)]
+            fitted = fit_ridge(design, remainder)
             coefficients = local @ fitted.weights[: len(visible)]
             coefficients[:2] += fitted.offset  # one of the two granularities is always set
-            shared[visible, first : first + count] = coefficients
+            shared[np.ix_(visible, columns)] = coefficients
             if owner != NO_LAYER:
-                table[:, first : first + count] = table_basis @ fitted.weights[len(visible) :]
-            errors[:, first : first + count] = fitted.errors
+                table[:, columns] += table_basis @ fitted.weights[len(visible) :]
+            errors[:, columns] = fitted.errors
         begin += count
-        report(f"{name}: {_explained(errors[:, begin - count : begin]):.3f} of the means' spread explained")
+        report(f"{name}: {_explained(errors[:, both[:count]]):.3f} of the means' spread explained")
     raw_errors = errors * spread
     mean_errors, log_errors = raw_errors[:, :channels], raw_errors[:, channels:]
     predictor = StatisticsPredictor(
@@ -164,8 +197,8 @@ def fit_statistics(
         shared=shared.astype(np.float16),
         centre=centre.astype(np.float32),
         spread=spread.astype(np.float32),
-        low=targets.min(axis=0).astype(np.float32),
-        high=targets.max(axis=0).astype(np.float32),
+        low=low.astype(np.float32),
+        high=high.astype(np.float32),
         # an error of the mean must not become more than about one standard deviation of the output
         floor=np.maximum(_FLOOR * typical, (mean_errors**2).mean(axis=0)).astype(np.float32),
     )
@@ -245,6 +278,15 @@ def _correlation(of: Callable[..., Any], one: NDArray[np.float64], other: NDArra
 def _explained(errors: NDArray[np.float64]) -> float:
     """1 - mean square error over variance, of standardised targets."""
     return float(1.0 - (errors**2).mean())
+
+
+def _possible_rows(owner: int, space: SearchSpace) -> NDArray[np.int64]:
+    """Weight rows of `owner`'s table that some configuration selects: a fixed layer has one bit-width."""
+    rows = np.arange(WEIGHT_ROWS)
+    if space.layers[owner].searchable:
+        return rows
+    per_bit = WEIGHT_ROWS // len(BIT_WIDTHS)
+    return rows[rows // per_bit == BIT_WIDTHS.index(FIXED_BITS)]
 
 
 def _upstream(owner: int, space: SearchSpace) -> NDArray[np.int64]:

@@ -108,12 +108,9 @@ def test_the_search_beats_uniform_and_random_subnets(resnet20_space: SearchSpace
     assert result.predicted_accuracy > resnet20_mlp.predict(features).max() + 0.001
 
 
-@pytest.mark.parametrize("budget", [BUDGETS[4], Budget(bit_operations=4e8)])
-def test_a_search_ten_times_as_long_finds_hardly_more(
-    resnet20_space: SearchSpace, resnet20_mlp: Any, budget: Budget
-) -> None:
-    normal = run(resnet20_space, resnet20_mlp, budget, settings=SearchSettings(seed=1))
-    long = run(resnet20_space, resnet20_mlp, budget, settings=SearchSettings(generations=5000, seed=2))
+def test_a_search_ten_times_as_long_finds_hardly_more(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
+    normal = run(resnet20_space, resnet20_mlp, BUDGETS[4], settings=SearchSettings(seed=1))
+    long = run(resnet20_space, resnet20_mlp, BUDGETS[4], settings=SearchSettings(generations=5000, seed=2))
     assert long.predicted_accuracy - normal.predicted_accuracy <= 0.0005
 
 
@@ -151,12 +148,15 @@ def test_few_subnets_are_all_looked_at(tiny_space: SearchSpace, tiny_mlp: Any, s
     assert result.predicted_accuracy == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
 def test_the_genetic_search_finds_the_optimum_of_a_small_space(
-    tiny_space: SearchSpace, tiny_mlp: Any
+    tiny_space: SearchSpace, tiny_mlp: Any, seed: int
 ) -> None:
+    # This predictor is far from monotone: its optimum leaves a part of the budget unspent.
     budget = Budget(weight_bits=4.5, activation_bits=4.4)
     exhaustive = run(tiny_space, tiny_mlp, budget, settings=SearchSettings(population=100, generations=1200))
-    genetic = run(tiny_space, tiny_mlp, budget, settings=SearchSettings(population=50, generations=100))
+    settings = SearchSettings(population=50, generations=100, seed=seed)
+    genetic = run(tiny_space, tiny_mlp, budget, settings=settings)
     assert exhaustive.evaluations > 5000 > genetic.evaluations
     assert genetic.predicted_accuracy == pytest.approx(exhaustive.predicted_accuracy, abs=1e-6)
 
