@@ -18,6 +18,7 @@ from eqnet_core.bundle import write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.space import FORMS, Symmetry
 from eqnet_core.statistics import StatisticsPredictor
 from eqnet_core.training.accuracies import AccuracySettings, measure_accuracies
 from eqnet_core.training.batches import ImageSizes
@@ -30,6 +31,8 @@ from eqnet_core.training.samples import Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
+
+ASYMMETRIC_WEIGHTS = [form.index for form in FORMS if form.weight_symmetry is Symmetry.ASYMMETRIC]
 
 
 def image_sizes(text: str) -> ImageSizes:
@@ -172,6 +175,10 @@ def _describe(data: ImageData) -> str:
 
 def _fit(run: Path, seed: int) -> None:
     samples = Samples.load(run / "samples" / "samples.npz")
+    offered = ~(samples.narrow_range & np.isin(samples.form, ASYMMETRIC_WEIGHTS))
+    if not offered.all():
+        print(f"left out {(~offered).sum()} samples with narrow range and asymmetric weights: not offered")
+        samples = samples.select(offered)
     predictor, predictor_quality = fit_predictor(samples, samples.space, seed, report=print)
     statistics, statistics_quality = fit_statistics(samples, samples.space, report=print)
     folder = run / "prediction"

@@ -124,8 +124,8 @@ def fit_statistics(
 ) -> tuple[StatisticsPredictor, dict[str, Any]]:
     """The statistics predictor, fitted on all samples, and its leave-one-out quality. Deterministic.
 
-    `weights` of the supernet (`quantized_weights`) tell most of what a layer's own bits and form do; without them
-    every cell of the tables has to be learned from the samples that had it.
+    `weights` of the supernet (`quantized_weights`) tell most of what a layer's own bits and form do; without
+    them every cell of the tables has to be learned from the samples that had it.
 
     Quality, over all channels: `mean_error`, root mean square error of the mean in the channel's own
     standard deviations, and `log_variance_error`, of the logarithm of the variance; `mean_explained`,
@@ -286,7 +286,8 @@ def _possible_rows(owner: int, space: SearchSpace) -> NDArray[np.int64]:
     if space.layers[owner].searchable:
         return rows
     per_bit = WEIGHT_ROWS // len(BIT_WIDTHS)
-    return rows[rows // per_bit == BIT_WIDTHS.index(FIXED_BITS)]
+    possible: NDArray[np.int64] = rows[rows // per_bit == BIT_WIDTHS.index(FIXED_BITS)]
+    return possible
 
 
 def _upstream(owner: int, space: SearchSpace) -> NDArray[np.int64]:

@@ -2,19 +2,22 @@
 
 The output of a convolution is a weighted sum of its inputs, so its mean is linear in the weights: the sum of
 weight x mean input. The mean input is much the same in every subnet, as it comes out of a BatchNorm. The
-weights of every form and bit-width are known, so that the few unknowns of a layer are fitted to all its channels
-in all samples at once, and the outcome holds for forms and bit-widths that no sample had.
+weights of every form and bit-width are known, so that the few unknowns of a layer are fitted to all its
+channels in all samples at once, and the outcome holds for forms and bit-widths that no sample had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
+from eqnet_core.layers import ElasticConv2d
 from eqnet_core.space import BIT_WIDTHS, FORMS
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
@@ -25,26 +28,25 @@ QuantizedWeights = Mapping[str, NDArray[np.float32]]
 
 @torch.no_grad()
 def quantized_weights(supernet: Supernet) -> QuantizedWeights:
-    """What every form, bit-width and narrow range make of each layer; leaves another subnet active."""
+    """What every form, bit-width and narrow range make of each layer; leaves another subnet active.
+
+    Grouped convolutions are left out: their output channels do not share their inputs.
+    """
     space = supernet.space
-    found: dict[str, list[NDArray[np.float32] | None]] = {
-        layer.name: [None] * WEIGHT_ROWS for layer in space.layers
+    found = {
+        layer.spec.name: np.zeros((WEIGHT_ROWS, *layer.weight.flatten(2).shape), dtype=np.float32)
+        for layer in supernet.layers
+        if isinstance(layer, ElasticConv2d) and layer.geometry["groups"] == 1
     }
-    for form in FORMS:
-        for bits in BIT_WIDTHS:
-            for narrow_range in (False, True):
-                configuration = replace(space.uniform(form, bits), narrow_range=narrow_range)
-                supernet.activate(configuration)
-                rows = table_rows([configuration], space)[0, :, 0]
-                for layer, row in zip(supernet.layers, rows, strict=True):
-                    weight = layer.quantized_weight().cpu().numpy()
-                    found[layer.spec.name][row] = weight.reshape(*weight.shape[:2], -1)
-    for weights in found.values():
-        # the fixed layers are only ever at 8 bits; the other rows are never looked up
-        present = next(weight for weight in weights if weight is not None)
-        for row, weight in enumerate(weights):
-            weights[row] = np.zeros_like(present) if weight is None else weight
-    return {name: np.stack([w for w in weights if w is not None]) for name, weights in found.items()}
+    # a fixed layer is at 8 bits whatever is asked for; the rows of its other bit-widths stay zero
+    for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True)):
+        configuration = replace(space.uniform(form, bits), narrow_range=narrow_range)
+        supernet.activate(configuration)
+        rows = table_rows([configuration], space)[0, :, 0]
+        for layer, row in zip(supernet.layers, rows, strict=True):
+            if layer.spec.name in found:
+                found[layer.spec.name][row] = layer.quantized_weight().flatten(2).cpu().numpy()
+    return found
 
 
 def fit_moments(
@@ -67,8 +69,8 @@ def fit_moments(
     typical = np.median(variances, axis=0)
     mean = _fit(table.reshape(*table.shape[:2], -1), rows, means, np.sqrt(typical), penalty=1e-3)
     powers = np.concatenate([table.sum(axis=3) ** 2, (table**2).sum(axis=3)], axis=2)
-    variance = _fit(powers, rows, variances, typical, penalty=1e-4)
-    # a linear model may come out at or below zero for weights unlike any that were seen
+    variance = _fit(powers, rows, variances, typical, penalty=1e-4, nonnegative=True)
+    # a channel whose weights are all zero
     return mean, np.log(np.maximum(variance, 1e-2 * typical))
 
 
@@ -79,10 +81,11 @@ def _fit(
     unit: NDArray[np.float64],
     *,
     penalty: float,
+    nonnegative: bool = False,
 ) -> NDArray[np.float64]:
     """`features @ x` [WEIGHT_ROWS, C] for the one x that fits all channels, errors counted in `unit` [C].
 
-    `features` [WEIGHT_ROWS, C, F], `targets` [N, C]; `penalty` is relative to the mean square of the features.
+    `features` [WEIGHT_ROWS, C, F], `targets` [N, C]; `penalty` is relative to the features' mean square.
     """
     seen, group = np.unique(rows, return_inverse=True)
     counts = np.bincount(group).astype(np.float64)
@@ -94,6 +97,12 @@ def _fit(
     x = (features[seen] * scale[:, :, None]).reshape(-1, features.shape[2])
     y = (average * scale).reshape(-1)
     gram = x.T @ x
-    solution = np.linalg.solve(gram + penalty * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ y)
+    gram += penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
+    if nonnegative:
+        # least squares in x is least squares in the Cholesky factor of its gram, which has fewer rows
+        factor = np.linalg.cholesky(gram)
+        solution = nnls(factor.T, np.linalg.solve(factor, x.T @ y))[0]
+    else:
+        solution = np.linalg.solve(gram, x.T @ y)
     fitted: NDArray[np.float64] = features @ solution
     return fitted

@@ -22,8 +22,8 @@ from service.strict_json import StrictJsonRoute
 from service.subnets.content import file_response
 from service.subnets.order import SearchOrder, SubnetOrder, is_subnet_id
 from service.subnets.preference import preferred_wait
+from service.subnets.record import RETRY_AFTER, failure
 from service.subnets.schemas import SubnetPage, SubnetRecord, SubnetRequest
-from service.subnets.service import RETRY_AFTER, failure
 
 router = APIRouter(tags=["subnets"], route_class=StrictJsonRoute)
 

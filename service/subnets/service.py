@@ -8,27 +8,23 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from service.errors import ProblemError, not_found, unavailable
 from service.health.metrics import Metrics
 from service.jobs.pool import BuilderDiedError, BuilderPool, BuildTimeoutError, QueueFullError
 from service.subnets.artifacts import ArtifactStore, DamagedArtifactError, StoredFile
-from service.subnets.order import SearchOrder, SubnetOrder
+from service.subnets.order import SubnetOrder
+from service.subnets.record import RETRY_AFTER, new_record, shown_record
 from service.subnets.store import (
     Claim,
     LeaseLostError,
     StoredRecord,
     StoreUnavailableError,
     SubnetStore,
-    index_member,
 )
 
 logger = logging.getLogger("eqnet.subnets")
-
-RETRY_AFTER = 2
-"""Seconds after which to ask again."""
 
 _FINAL = ("ready", "failed")
 _WATCH_INTERVAL = 0.1
@@ -90,16 +86,16 @@ class SubnetService:
         found = await self._find(subnet)
         if found is not None and found.status == "ready":
             self._metrics.subnets.labels("hit").inc()
-            return Answer(record=_shown(found), hit=True)
+            return Answer(record=shown_record(found), hit=True)
         claimed = await self._claim(order)
         if isinstance(claimed, StoredRecord):
             self._metrics.subnets.labels("hit").inc()
-            return Answer(record=_shown(claimed), hit=True)
+            return Answer(record=shown_record(claimed), hit=True)
         self._metrics.subnets.labels("built" if claimed else "shared").inc()
         settled = await self._settled(subnet, wait)
         if settled is None:
             return Answer(record=await self.record(subnet), built=claimed)
-        return Answer(record=_shown(settled), built=claimed)
+        return Answer(record=shown_record(settled), built=claimed)
 
     async def record(self, subnet: str) -> dict[str, Any]:
         """The record as the API shows it, with the progress of a build.
@@ -110,7 +106,7 @@ class SubnetService:
         found = await self._find(subnet)
         if found is None:
             raise not_found("subnet", subnet)
-        shown = _shown(found)
+        shown = shown_record(found)
         if found.status not in _FINAL:
             with suppress(StoreUnavailableError):
                 progress = await self._store.progress(subnet) or {"stage": "queued", "fraction": 0.0}
@@ -123,7 +119,7 @@ class SubnetService:
             records, following = await self._store.page(limit, before)
         except StoreUnavailableError as error:
             raise unavailable(str(error)) from error
-        return [_shown(record) for record in records], following
+        return [shown_record(record) for record in records], following
 
     async def drop(self, subnet: str) -> None:
         """Cancel the build if there is one, and forget record and artifacts."""
@@ -214,7 +210,7 @@ class SubnetService:
         claim = None
         try:
             try:
-                claim = await self._store.claim(_new_record(order))
+                claim = await self._store.claim(new_record(order))
             except StoreUnavailableError as error:
                 raise unavailable(str(error)) from error
             if not isinstance(claim, Claim):
@@ -387,30 +383,6 @@ class SubnetService:
             await self._claim(SubnetOrder.from_json(found.order))
 
 
-def failure(record: Mapping[str, Any]) -> ProblemError:
-    """Why a failed build failed, as an answer to whoever asked for it."""
-    problem = record["problem"]
-    return ProblemError(
-        problem["status"],
-        str(problem["type"]).rsplit(":", 1)[-1],
-        problem["detail"],
-        errors=[(entry["pointer"], entry["detail"]) for entry in problem["errors"]],
-        headers={"Retry-After": str(RETRY_AFTER)} if problem["status"] == 503 else {},
-        extra={key: value for key, value in problem.items() if key == "nearest"} | {"subnet": record["id"]},
-    )
-
-
-_FAILURE_STATUS = {
-    "builder-died": 503,
-    "build-timeout": 503,
-    "storage": 503,
-    "build-failed": 500,
-    "export-differs-from-simulation": 500,
-    "invalid-artifact": 500,
-}
-"""By code; every other one is the fault of what was asked for: 422."""
-
-
 def _outcome(run: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
     try:
         return run.result()
@@ -418,47 +390,3 @@ def _outcome(run: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
         return {"failed": {"code": "builder-died", "detail": "the builder process died twice; ask again"}}
     except BuildTimeoutError:
         return {"failed": {"code": "build-timeout", "detail": "the build took too long; ask again"}}
-
-
-def _new_record(order: SubnetOrder) -> StoredRecord:
-    now = time.time_ns() // 1000
-    subnet = order.id
-    what: dict[str, Any] = {
-        "profile": None,
-        "budget": None,
-        "pinned": None,
-        "search": None,
-        "configuration": None,
-    }
-    what |= (
-        order.what.to_json() if isinstance(order.what, SearchOrder) else {"configuration": dict(order.what)}
-    )
-    created = datetime.fromtimestamp(now / 1e6, tz=UTC).isoformat(timespec="milliseconds")
-    record = {
-        "id": subnet,
-        "status": "queued",
-        "created_at": created.replace("+00:00", "Z"),
-        "supernet": {"name": order.supernet, "digest": order.bundle_digest},
-        **what,
-        "predicted_accuracy": None,
-        "prediction_interval": None,
-        "measured_accuracy": None,
-        "cost": None,
-        "artifacts": [],
-        "timings": {},
-    }
-    return StoredRecord(record=record, order=order.to_json(), member=index_member(subnet, now))
-
-
-def _shown(stored: StoredRecord) -> dict[str, Any]:
-    """The record with what depends on the answer rather than on the subnet: URLs and problem types."""
-    record = dict(stored.record)
-    record["artifacts"] = [
-        {"name": file["name"], "url": f"/subnets/{stored.id}/artifacts/{file['name']}", **file}
-        for file in record["artifacts"]
-    ]
-    if (reason := record.get("problem")) is not None:
-        status = _FAILURE_STATUS.get(reason["code"], 422)
-        problem = ProblemError(status, reason["code"], reason["detail"]).document()
-        record["problem"] = problem | {key: reason[key] for key in ("errors", "nearest") if key in reason}
-    return record

@@ -342,6 +342,28 @@ def test_deleting_forgets_and_the_same_request_gives_the_same_bytes(client: http
     assert again.json()["artifacts"] == first["artifacts"]
 
 
+def test_a_failed_build_is_a_record_and_asking_again_tries_again(client: httpx.Client, server: Any) -> None:
+    request = REQUEST | {"search": QUICK | {"seed": 15}}
+    record = ask(client, request, Prefer="wait=500").json()
+    client.delete(f"/subnets/{record['id']}")
+    # A folder where the file is to go: the builder cannot store it.
+    obstacle = server.data / "artifacts" / record["id"] / record["artifacts"][0]["sha256"]
+    obstacle.mkdir(parents=True)
+    failed = ask(client, request, Prefer="wait=500")
+    assert (failed.status_code, failed.headers["content-type"]) == (503, "application/problem+json")
+    assert failed.json()["type"] == "urn:eqnet:problem:storage"
+    kept = client.get(failed.headers["location"])
+    assert (kept.status_code, kept.json()["status"]) == (200, "failed")
+    assert kept.json()["problem"]["type"] == "urn:eqnet:problem:storage"
+    early = client.get(record["artifacts"][0]["url"])
+    assert early.status_code == 409
+
+    obstacle.rmdir()
+    again = ask(client, request, Prefer="wait=500")
+    assert again.status_code == 201, again.text
+    assert again.json()["artifacts"] == record["artifacts"]
+
+
 def test_the_list_is_newest_first_and_paged(client: httpx.Client, record: dict[str, Any]) -> None:
     seen: list[str] = []
     created: list[str] = []
