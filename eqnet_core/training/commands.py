@@ -25,6 +25,7 @@ from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.card import card_page
 from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor, fit_statistics
+from eqnet_core.training.moments import quantized_weights
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.run import write_atomically
 from eqnet_core.training.samples import Samples
@@ -180,7 +181,8 @@ def _fit(run: Path, seed: int) -> None:
         print(f"left out {(~offered).sum()} samples with narrow range and asymmetric weights: not offered")
         samples = samples.select(offered)
     predictor, predictor_quality = fit_predictor(samples, samples.space, seed, report=print)
-    statistics, statistics_quality = fit_statistics(samples, samples.space, report=print)
+    weights = quantized_weights(load_trained(run / "supernet"))
+    statistics, statistics_quality = fit_statistics(samples, samples.space, weights=weights, report=print)
     folder = run / "prediction"
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in (("predictor", predictor.to_tensors()), ("statistics", statistics.to_tensors())):

@@ -30,6 +30,7 @@ from eqnet_core.space import FORMS, Granularity, Symmetry
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.ensemble import EnsembleSettings
 from eqnet_core.training.fitting import MINIMUM_SAMPLES, fit_predictor, fit_statistics
+from eqnet_core.training.moments import quantized_weights
 from eqnet_core.training.samples import Samples
 from eqnet_core.training.subnets import sample_configuration
 
@@ -49,7 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images:
     predictor, predictor_quality = fit_predictor(
         samples, supernet.space, 0, settings=EnsembleSettings(members=2, hidden=8, steps=(30, 30))
     )
-    statistics, statistics_quality = fit_statistics(samples, supernet.space)
+    statistics, statistics_quality = fit_statistics(
+        samples, supernet.space, weights=quantized_weights(supernet)
+    )
     folder = tmp_path_factory.mktemp("bundles") / "untrained"
     write_bundle(
         folder,
