@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from eqnet_core.errors import InvalidProfileError, Violation
-from eqnet_core.space import BIT_WIDTHS, Granularity, QuantizationForm, Symmetry
+from eqnet_core.space import BIT_WIDTHS, NARROW_RANGE_ADVICE, Granularity, QuantizationForm, Symmetry
 
 MAX_POPULATION = 2_000
 MAX_GENERATIONS = 10_000
@@ -31,10 +31,10 @@ class DeviceProfile:
     """The `profile` object of the HTTP contract: what a device accepts, and the form its hardware fixes.
 
     Bits are stored sorted and without repetition. `signed`: the runtime has no unsigned activations.
-    `narrow_range`: the lowest weight code is not used.
+    `narrow_range`: the lowest weight code is not used; only with symmetric weights.
 
     Raises:
-        InvalidProfileError: no bits at all, or bits outside 2..8.
+        InvalidProfileError: no bits at all, bits outside 2..8, or narrow range with asymmetric weights.
     """
 
     weight_bits: tuple[int, ...]
@@ -50,6 +50,12 @@ class DeviceProfile:
             *_bits_violations(self.weight_bits, "/weight/bits"),
             *_bits_violations(self.activation_bits, "/activation/bits"),
         ]
+        if self.narrow_range and self.weight_symmetry is Symmetry.ASYMMETRIC:
+            violations.append(
+                Violation(
+                    "/weight/narrow_range", f"does not go with asymmetric weights: {NARROW_RANGE_ADVICE}"
+                )
+            )
         _raise_if(violations, "the device profile")
         object.__setattr__(self, "weight_bits", tuple(sorted(set(self.weight_bits))))
         object.__setattr__(self, "activation_bits", tuple(sorted(set(self.activation_bits))))

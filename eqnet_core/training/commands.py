@@ -176,6 +176,7 @@ def _describe(data: ImageData) -> str:
 
 def _fit(run: Path, seed: int) -> None:
     samples = Samples.load(run / "samples" / "samples.npz")
+    # Earlier versions sampled these; they are no subnets any more (see `SubnetConfiguration`).
     offered = ~(samples.narrow_range & np.isin(samples.form, ASYMMETRIC_WEIGHTS))
     if not offered.all():
         print(f"left out {(~offered).sum()} samples with narrow range and asymmetric weights: not offered")

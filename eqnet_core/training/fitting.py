@@ -14,11 +14,10 @@ from scipy.stats import kendalltau, pearsonr
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import COVERAGE, AccuracyPredictor
-from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SearchSpace
+from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace, Symmetry
 from eqnet_core.statistics import (
     NO_LAYER,
     TABLE_ROWS,
-    WEIGHT_ROWS,
     StatisticsPredictor,
     find_owners,
     table_rows,
@@ -281,13 +280,13 @@ def _explained(errors: NDArray[np.float64]) -> float:
 
 
 def _possible_rows(owner: int, space: SearchSpace) -> NDArray[np.int64]:
-    """Weight rows of `owner`'s table that some configuration selects: a fixed layer has one bit-width."""
-    rows = np.arange(WEIGHT_ROWS)
-    if space.layers[owner].searchable:
-        return rows
-    per_bit = WEIGHT_ROWS // len(BIT_WIDTHS)
-    possible: NDArray[np.int64] = rows[rows // per_bit == BIT_WIDTHS.index(FIXED_BITS)]
-    return possible
+    """Weight rows of `owner`'s table that some configuration selects; a fixed layer has one bit-width."""
+    configurations = [
+        space.uniform(form, bits, narrow_range=narrow_range)
+        for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True))
+        if not (narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC)
+    ]
+    return np.unique(table_rows(configurations, space)[:, owner, 0])
 
 
 def _upstream(owner: int, space: SearchSpace) -> NDArray[np.int64]:

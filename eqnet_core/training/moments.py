@@ -9,7 +9,6 @@ channels in all samples at once, and the outcome holds for forms and bit-widths 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from eqnet_core.layers import ElasticConv2d
-from eqnet_core.space import BIT_WIDTHS, FORMS
+from eqnet_core.space import BIT_WIDTHS, FORMS, Symmetry
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
 
@@ -38,9 +37,12 @@ def quantized_weights(supernet: Supernet) -> QuantizedWeights:
         for layer in supernet.layers
         if isinstance(layer, ElasticConv2d) and layer.geometry["groups"] == 1
     }
-    # a fixed layer is at 8 bits whatever is asked for; the rows of its other bit-widths stay zero
+    # Rows that no configuration selects stay zero: a fixed layer at other bits than 8, and narrow range with
+    # asymmetric weights.
     for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True)):
-        configuration = replace(space.uniform(form, bits), narrow_range=narrow_range)
+        if narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC:
+            continue
+        configuration = space.uniform(form, bits, narrow_range=narrow_range)
         supernet.activate(configuration)
         rows = table_rows([configuration], space)[0, :, 0]
         for layer, row in zip(supernet.layers, rows, strict=True):

@@ -10,6 +10,7 @@ from eqnet_core.factory import Factory
 from eqnet_core.pareto import FrontAxis, front
 from eqnet_core.profile import DeviceProfile
 from eqnet_core.space import (
+    NARROW_RANGE_ADVICE,
     Granularity,
     QuantizationForm,
     SearchSpace,
@@ -142,6 +143,8 @@ def _form(query: PredictionQuery, prefix: str) -> tuple[QuantizationForm, bool, 
         weight_symmetry=Symmetry(str(query.weight_symmetry)),
         activation_symmetry=Symmetry(str(query.activation_symmetry)),
     )
+    if query.narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC:
+        raise _invalid(f"{prefix}/narrow_range", NARROW_RANGE_ADVICE)
     return form, bool(query.narrow_range), bool(query.signed)
 
 

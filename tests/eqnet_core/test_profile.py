@@ -58,6 +58,7 @@ def test_profile_flags_default_to_false() -> None:
         (changed("activation", symmetry=None), "/activation/symmetry"),
         (changed("activation", signed="yes"), "/activation/signed"),
         (changed("weight", signed=True), "/weight/signed"),
+        (changed("weight", symmetry="asymmetric"), "/weight/narrow_range"),
         ({**DOCUMENT, "a/b": 1}, "/a~1b"),
         ({"weight": DOCUMENT["weight"]}, "/activation"),
         ({**DOCUMENT, "weight": [8]}, "/weight"),
@@ -67,6 +68,13 @@ def test_a_senseless_profile_is_refused_where_it_is_wrong(document: dict[str, An
     with pytest.raises(InvalidProfileError) as error:
         DeviceProfile.from_json(document)
     assert pointer in pointers(error)
+
+
+def test_narrow_range_with_asymmetric_weights_says_what_to_change() -> None:
+    with pytest.raises(InvalidProfileError, match="use symmetric weights, or set narrow_range to false"):
+        DeviceProfile.from_json(changed("weight", symmetry="asymmetric"))
+    for change in ({"symmetry": "symmetric"}, {"narrow_range": False}):
+        DeviceProfile.from_json(changed("weight", **{"symmetry": "asymmetric"} | change))
 
 
 def test_every_fault_of_a_profile_is_named_at_once() -> None:

@@ -7,8 +7,10 @@ from eqnet_core.errors import InvalidConfigurationError
 from eqnet_core.space import (
     FORMS,
     LayerSpec,
+    QuantizationForm,
     SearchSpace,
     SubnetConfiguration,
+    Symmetry,
     configuration_digest,
     configuration_from_json,
     configuration_to_json,
@@ -96,6 +98,16 @@ def test_signed_runtimes_are_encoded_with_the_bits_they_use() -> None:
     # "b" may be negative and keeps 8 bits; "a" and "c" are left with 7.
     same = SPACE.encode_population(FORMS[5], np.array([[2, 5, 8]]), np.array([[7, 8, 7]]))
     np.testing.assert_array_equal(signed, same)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_narrow_range_needs_symmetric_weights(form: QuantizationForm) -> None:
+    if form.weight_symmetry is Symmetry.SYMMETRIC:
+        assert SPACE.uniform(form, 4, narrow_range=True).narrow_range
+        return
+    with pytest.raises(InvalidConfigurationError, match="use symmetric weights") as caught:
+        SPACE.uniform(form, 4, narrow_range=True)
+    assert [violation.pointer for violation in caught.value.violations] == ["/narrow_range"]
 
 
 @pytest.mark.parametrize("bits", [1, 9, 0])

@@ -48,7 +48,9 @@ def test_extracted_integers_are_what_the_supernet_simulates(
     supernet: Supernet, form: object, bits: int
 ) -> None:
     assert form in FORMS
-    configuration = supernet.space.uniform(FORMS[FORMS.index(form)], bits, narrow_range=bits % 2 == 1)
+    chosen = FORMS[FORMS.index(form)]
+    narrow = bits % 2 == 1 and chosen.weight_symmetry is Symmetry.SYMMETRIC
+    configuration = supernet.space.uniform(chosen, bits, narrow_range=narrow)
     subnet = supernet.extract(configuration, supernet.statistics())
     for elastic, layer in zip(supernet.layers, subnet.layers, strict=True):
         with torch.no_grad():

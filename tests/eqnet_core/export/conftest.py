@@ -131,7 +131,7 @@ def subnets(make_subnet: Callable[[SubnetConfiguration], Subnet]) -> list[Subnet
                     form=form,
                     weight_bits=bits[0],
                     activation_bits=bits[1],
-                    narrow_range=form.index % 2 == 1,
+                    narrow_range=form.index % 2 == 1 and form.weight_symmetry is Symmetry.SYMMETRIC,
                     signed=form.index in (2, 7),
                 )
             )

@@ -22,7 +22,7 @@ def supernet_exporter(supernet: Supernet) -> ExactExporter:
 
 @pytest.mark.parametrize(
     ("form", "bits", "narrow_range", "signed"),
-    [(0, 2, False, False), (3, 4, True, False), (4, 3, False, True), (7, 8, True, True)],
+    [(0, 2, False, False), (1, 4, True, False), (6, 3, False, True), (5, 8, True, True)],
 )
 def test_supernet_subnet_and_files_agree(
     form: int,

@@ -30,10 +30,12 @@ def make_samples(count: int, layers: int) -> Samples:
             for name in names
         )
     )
+    form = generator.integers(0, 8, count).astype(np.int8)
+    symmetric = np.isin(form, [0, 1, 4, 5])
     return Samples(
         space=space,
-        form=generator.integers(0, 8, count).astype(np.int8),
-        narrow_range=generator.random(count) < 0.2,
+        form=form,
+        narrow_range=symmetric & (generator.random(count) < 0.2),
         weight_bits=generator.integers(2, 9, (count, layers)).astype(np.int8),
         activation_bits=generator.integers(2, 9, (count, layers)).astype(np.int8),
         correct=generator.integers(2100, 2301, (count, 2)).astype(np.int32),

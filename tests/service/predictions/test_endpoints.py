@@ -50,6 +50,7 @@ def test_a_device_gives_the_form(client: httpx.Client) -> None:
         ({"supernet": "no-such"}, "/supernet"),
         ({"device": "tensorrt"}, "/weight_granularity"),
         ({"device": "no-such"} | dict.fromkeys(FORM), "/device"),
+        ({"narrow_range": True, "weight_symmetry": "asymmetric"}, "/narrow_range"),
     ],
 )
 def test_what_is_wrong_is_pointed_at(client: httpx.Client, change: dict[str, Any], pointer: str) -> None:

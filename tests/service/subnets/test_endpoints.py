@@ -241,6 +241,22 @@ def test_a_configuration_of_another_network_is_refused(client: httpx.Client, rec
     assert response.json()["errors"][0]["pointer"] == "/configuration/layers"
 
 
+def test_narrow_range_with_asymmetric_weights_is_refused(
+    client: httpx.Client, record: dict[str, Any]
+) -> None:
+    weight = PROFILE["weight"] | {"symmetry": "asymmetric", "narrow_range": True}
+    configuration = record["configuration"] | {"weight_symmetry": "asymmetric", "narrow_range": True}
+    for request, pointer in (
+        ({"profile": PROFILE | {"weight": weight}}, "/profile/weight/narrow_range"),
+        ({"configuration": configuration}, "/configuration/narrow_range"),
+    ):
+        response = ask(client, request)
+        assert response.status_code == 422
+        (error,) = response.json()["errors"]
+        assert error["pointer"] == pointer
+        assert "use symmetric weights" in error["detail"]
+
+
 @pytest.mark.parametrize(
     ("content", "content_type", "status"),
     [
