@@ -73,11 +73,13 @@ def evolve(
     population: int,
     generations: int,
     generator: np.random.Generator,
+    progress: Callable[[float], None] | None = None,
 ) -> Evolved:
     """Search `generations` x `population` subnets per island; deterministic in `generator`. Budgets must be
     feasible.
 
     The first generation is uniform subnets and Monte-Carlo samples, inside the budget and at its boundary.
+    `progress` is told the fraction done after every generation.
     """
     islands = len(limits)
     nursery = _Nursery(genome, limits, population, generator)
@@ -93,6 +95,8 @@ def evolve(
         order = np.argsort(-scores, axis=0, kind="stable")[:population]
         codes = codes[(order * islands + rows).ravel()]
         scores = np.take_along_axis(scores, order, axis=0)
+        if progress is not None:
+            progress((generation + 1) / generations)
     return Evolved(codes=codes[:islands], fitness=scores[0], evaluations=census.evaluations)
 
 

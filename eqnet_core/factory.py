@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,8 +103,11 @@ class Factory:
         budget: Budget | None = None,
         settings: SearchSettings | None = None,
         pins: Mapping[str, LayerPin] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> SearchResult:
         """The subnet with the highest predicted accuracy that the device and the budget allow.
+
+        `progress` is told the fraction of the search that is done.
 
         Raises:
             InvalidProfileError: pins that the device or the network does not have.
@@ -118,6 +121,7 @@ class Factory:
             budget=budget or Budget(),
             settings=settings or SearchSettings(),
             pins=pins,
+            progress=progress,
         )
 
     def predict(self, configurations: Sequence[SubnetConfiguration]) -> Prediction:

@@ -7,7 +7,7 @@ search may look at, it looks at every one of them instead and the answer is the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,13 +75,15 @@ def search(
     budget: Budget,
     settings: SearchSettings,
     pins: Mapping[str, LayerPin] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> SearchResult:
     """The subnet of highest predicted accuracy that the device accepts, within the budget and with the pinned
     bits.
 
     Makes at most `settings.population` x `settings.generations` predictions and is deterministic in
     `settings.seed`. A side of the network (weights, activations) that no bound can reach has its highest
-    bits, so an empty budget means 8/8 bits on a device that accepts them.
+    bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the fraction of
+    the generations that is done.
 
     Raises:
         InvalidProfileError, InfeasibleBudgetError: as `check_feasible`, before anything is searched.
@@ -103,6 +105,7 @@ def search(
             population=settings.population,
             generations=settings.generations,
             generator=np.random.default_rng(settings.seed),
+            progress=progress,
         )
     configuration = genome.configuration(found.codes[0])
     low, high = predictor.interval(found.fitness)

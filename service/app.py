@@ -22,13 +22,16 @@ from service.errors import Problem, install_error_handlers
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
 from service.jobs.evaluation import evaluation_digest
+from service.jobs.local import LocalQueue
 from service.jobs.pool import BuilderPool
 from service.limits import Observed, RequestLimits
 from service.predictions.endpoints import router as predictions
 from service.settings import Settings
 from service.state import ServiceState
 from service.subnets.artifacts import ArtifactStore
+from service.subnets.caretaker import Caretaker
 from service.subnets.endpoints import router as subnets
+from service.subnets.leased_build import LeasedBuilds
 from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
@@ -96,22 +99,25 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
                 timeout=settings.build_timeout,
                 arguments=_worker_arguments(settings, supernets),
             )
-            if supernets.factories:
-                await pool.start()
-            stack.push_async_callback(pool.stop)
             store = SubnetStore(redis, lease=settings.lease)
             artifacts = ArtifactStore(settings.artifacts_location)
-            service = SubnetService(
+            builds = LeasedBuilds(
                 store=store, artifacts=artifacts, pool=pool, lease=settings.lease, metrics=metrics
             )
-            await service.start()
-            stack.push_async_callback(service.stop)
+            queue = LocalQueue(store=store, pool=pool, builds=builds)
+            if supernets.factories:
+                await queue.start()
+            stack.push_async_callback(queue.stop)
+            service = SubnetService(store=store, artifacts=artifacts, queue=queue, metrics=metrics)
+            stack.callback(service.stop)
+            caretaker = Caretaker(store=store, artifacts=artifacts, queue=queue, lease=settings.lease)
+            stack.push_async_callback(_cancel, asyncio.create_task(caretaker.run()))
             app.state.service = ServiceState(
                 settings=settings,
                 supernets=supernets,
                 store=store,
                 artifacts=artifacts,
-                pool=pool,
+                queue=queue,
                 subnets=service,
                 metrics=metrics,
                 evaluation=evaluation,
@@ -119,6 +125,11 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
             yield
 
     return lifespan
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _worker_arguments(settings: Settings, supernets: SupernetCatalogue) -> list[str]:

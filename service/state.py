@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.health.metrics import Metrics
-from service.jobs.pool import BuilderPool
+from service.jobs.queue import BuildQueue
 from service.settings import Settings
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.service import SubnetService
@@ -24,7 +24,7 @@ class ServiceState:
     supernets: SupernetCatalogue
     store: SubnetStore
     artifacts: ArtifactStore
-    pool: BuilderPool
+    queue: BuildQueue
     subnets: SubnetService
     metrics: Metrics
     evaluation: str | None

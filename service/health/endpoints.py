@@ -45,7 +45,7 @@ async def ready(state: State) -> Ready:
         reasons.append(f"the artifact store cannot be used: {error}")
     if reasons:
         raise ProblemError(503, "not-ready", "; ".join(reasons), headers={"Retry-After": "2"})
-    return Ready(supernets=sorted(state.supernets.factories), builders=len(state.pool.pids))
+    return Ready(supernets=sorted(state.supernets.factories), builders=state.queue.builders)
 
 
 @router.get(
@@ -55,5 +55,5 @@ async def ready(state: State) -> Ready:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(state: State) -> Response:
-    text = state.metrics.exposition(queued=state.pool.queued, restarts=state.pool.restarts)
+    text = state.metrics.exposition(queued=state.queue.queued, restarts=state.queue.restarts)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

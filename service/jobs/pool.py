@@ -177,5 +177,6 @@ class BuilderPool:
                 logger.warning("a builder died in mid-build (attempt %d): %s", attempt + 1, error)
             except BaseException:
                 await builder.kill()
+                await builder.start()  # now, so that the next build does not wait for the imports
                 raise
         raise BuilderDiedError

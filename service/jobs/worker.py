@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from typing import Any, TextIO
 
 from eqnet_core.factory import Factory
@@ -18,6 +19,10 @@ from service.subnets.builder import build, problem_document
 from service.subnets.order import SubnetOrder
 
 logger = logging.getLogger("eqnet.builder")
+
+
+_PROGRESS_INTERVAL = 0.1
+"""Seconds; a search has thousands of generations and nobody reads as fast."""
 
 
 class Worker:
@@ -37,8 +42,13 @@ class Worker:
             self._factories[factory.bundle.digest] = factory
 
     def run(self, job: dict[str, Any], answers: TextIO) -> None:
+        told = ("", 0.0)  # stage, and when
+
         def progress(stage: str, fraction: float) -> None:
-            _say(answers, {"stage": stage, "fraction": fraction})
+            nonlocal told
+            if stage != told[0] or time.monotonic() - told[1] >= _PROGRESS_INTERVAL:
+                told = (stage, time.monotonic())
+                _say(answers, {"stage": stage, "fraction": round(fraction, 3)})
 
         try:
             order = SubnetOrder.from_json(job["order"])

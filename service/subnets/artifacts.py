@@ -40,6 +40,11 @@ class StoredFile:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
+def _digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class ArtifactStore:
     """Blocking; the web process calls it in a thread. `url` is any fsspec URL.
 
@@ -67,17 +72,17 @@ class ArtifactStore:
 
     def commit(self, subnet: str, document: Mapping[str, Any]) -> None:
         """Make the subnet exist, with `document` as its record."""
-        self._write(subnet, RECORD, json.dumps(document, separators=(",", ":")).encode())
+        content = json.dumps({"sha256": _digest(document), "subnet": document}, separators=(",", ":"))
+        self._write(subnet, RECORD, content.encode())
 
     def record(self, subnet: str) -> dict[str, Any] | None:
         """The committed record, or None. A damaged one counts as none: the subnet is then built again."""
         try:
-            document = json.loads(self._fs.cat_file(self._path(subnet, RECORD)))
-        except FileNotFoundError:
+            stored = json.loads(self._fs.cat_file(self._path(subnet, RECORD)))
+            document = dict(stored["subnet"])
+            return document if stored["sha256"] == _digest(document) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        except ValueError:
-            return None
-        return document if isinstance(document, dict) else None
 
     def read(self, subnet: str, file: StoredFile) -> bytes:
         """The content, checked against its digest.

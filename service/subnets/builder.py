@@ -13,6 +13,9 @@ from service.jobs.evaluation import EvaluationSet
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.order import SearchOrder, SubnetOrder
 
+_SEARCHED = 0.4
+"""Fraction of a build that is done when its search is, by the times of a default search and an export."""
+
 
 def build(
     subnet: str,
@@ -35,7 +38,13 @@ def build(
     if isinstance(order.what, SearchOrder):
         progress("search", 0.0)
         started = time.perf_counter()
-        found = factory.search(order.what.profile, order.what.budget, order.what.search, order.what.pins)
+        found = factory.search(
+            order.what.profile,
+            order.what.budget,
+            order.what.search,
+            order.what.pins,
+            progress=lambda done: progress("search", _SEARCHED * done),
+        )
         configuration = found.configuration
         timings["search"] = round(time.perf_counter() - started, 4)
     else:
@@ -44,7 +53,7 @@ def build(
     predicted = float(prediction.accuracy[0])
     interval = [float(prediction.low[0]), float(prediction.high[0])]
 
-    progress("build", 0.3)
+    progress("build", _SEARCHED)
     # What is measured is the state-dict, so that it is made even where nobody asked to keep it.
     wanted = {*order.artifacts, *(("model.safetensors",) if order.evaluation else ())}
     built = factory.build(configuration, artifacts=sorted(wanted), provenance={"subnet": subnet})

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from eqnet_core.errors import InvalidConfigurationError
 from eqnet_core.factory import ARTIFACTS
@@ -24,6 +27,7 @@ from service.subnets.order import SearchOrder, SubnetOrder, is_subnet_id
 from service.subnets.preference import preferred_wait
 from service.subnets.record import RETRY_AFTER, failure
 from service.subnets.schemas import SubnetPage, SubnetRecord, SubnetRequest
+from service.subnets.store import FINAL
 
 router = APIRouter(tags=["subnets"], route_class=StrictJsonRoute)
 
@@ -98,6 +102,32 @@ async def record(subnet: str, state: State) -> Response:
     shown = await state.subnets.record(_known(subnet))
     headers = {} if shown["status"] in ("ready", "failed") else {"Retry-After": str(RETRY_AFTER)}
     return JSONResponse(shown, headers=headers)
+
+
+async def _present(subnet: str, state: State) -> None:
+    """404 before the stream begins: afterwards there is no status to say it with."""
+    await state.subnets.record(_known(subnet))
+
+
+@router.get(
+    "/subnets/{subnet}/events",
+    summary="Its progress as server-sent events",
+    description="`progress` after every change while it is queued or being built, and one last event: "
+    "`ready` or `failed` with the record, or `deleted`. Whoever connects is told the present state first.",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_present)],
+    responses=problem_responses(404, 503),
+)
+async def events(subnet: str, state: State) -> AsyncIterator[ServerSentEvent]:
+    async with aclosing(state.subnets.states(subnet)) as states:
+        async for record in states:
+            if record is None:
+                yield ServerSentEvent(event="deleted", data={"id": subnet})
+            elif record["status"] in FINAL:
+                yield ServerSentEvent(event=record["status"], data=record)
+            else:
+                data = {name: record[name] for name in ("id", "status", "progress")}
+                yield ServerSentEvent(event="progress", data=data)
 
 
 @router.delete(

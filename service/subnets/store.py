@@ -6,6 +6,8 @@ eqnet:building         set of ids that somebody has promised to build
 eqnet:lease:<id>       who builds it now; expires when the heartbeat stops
 eqnet:progress:<id>    stage and fraction, as long as the lease
 eqnet:fence            counter: a later claim has a higher number, and only the current one can finish
+eqnet:claimant:<id>    the last claim, or `dropped`: every other claim's builder was overtaken
+eqnet:attempts:<id>    claims since the subnet was last finished: a build that kills every builder must end
 eqnet:cancelled:<claim>  that claim's builder is to stop
 eqnet:restored         there while everything in the artifact store is known here
 """
@@ -13,6 +15,7 @@ eqnet:restored         there while everything in the artifact store is known her
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -24,56 +27,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-_CLAIM = """
-local current = redis.call('GET', KEYS[1])
-if current and cjson.decode(current).record.status == 'ready' then return {'ready', current} end
-if redis.call('EXISTS', KEYS[2]) == 1 then return {'held', current or ''} end
-if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
-local claim = redis.call('INCR', KEYS[5]) .. '-' .. ARGV[1]
-redis.call('SET', KEYS[2], claim, 'PX', ARGV[2])
-redis.call('SET', KEYS[1], ARGV[3])
-redis.call('ZADD', KEYS[4], 0, ARGV[4])
-redis.call('SADD', KEYS[3], ARGV[5])
-return {'claimed', claim}
-"""
-
-_RENEW = """
-if redis.call('EXISTS', KEYS[6]) == 1 then return 'cancelled' end
-local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] then return 'lost' end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[2])
-redis.call('SET', KEYS[1], ARGV[3])
-redis.call('ZADD', KEYS[4], 0, ARGV[4])
-redis.call('SADD', KEYS[3], ARGV[6])
-return 'held'
-"""
-
-_FINISH = """
-if redis.call('EXISTS', KEYS[6]) == 1 then return 'cancelled' end
-local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] then return 'lost' end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('ZADD', KEYS[4], 0, ARGV[3])
-redis.call('SREM', KEYS[3], ARGV[4])
-redis.call('DEL', KEYS[2], KEYS[5])
-return 'finished'
-"""
-
-_RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 'released'
-"""
-
-_DROP = """
-local current = redis.call('GET', KEYS[1])
-local holder = redis.call('GET', KEYS[2])
-if holder then redis.call('SET', 'eqnet:cancelled:' .. holder, 1, 'EX', 3600) end
-if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
-redis.call('SREM', KEYS[3], ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[5])
-return current and 1 or 0
-"""
+from service.subnets import scripts
 
 _INDEX = "eqnet:index"
 _BUILDING = "eqnet:building"
@@ -94,6 +48,13 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+FINAL = ("ready", "failed")
+"""Status of a record that does not change by itself."""
+
+Pulse = tuple[bytes | str, bytes | str | None]
+"""Lease and progress as stored; the progress has a number that rises with every heartbeat."""
 
 
 class StoreUnavailableError(Exception):
@@ -124,6 +85,10 @@ class StoredRecord:
     def status(self) -> str:
         return str(self.record["status"])
 
+    @property
+    def final(self) -> bool:
+        return self.status in FINAL
+
     def to_json(self) -> dict[str, Any]:
         return {"record": dict(self.record), "order": dict(self.order), "member": self.member}
 
@@ -134,10 +99,11 @@ class StoredRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The promise to build: `token` is the fence."""
+    """The promise to build: `token` is the fence, `attempt` counts claims since the subnet was finished."""
 
     token: str
     stored: StoredRecord
+    attempt: int = 1
 
 
 class SubnetStore:
@@ -147,11 +113,12 @@ class SubnetStore:
         self._redis = redis
         self._lease_ms = int(lease * 1000)
         self._owner = uuid.uuid4().hex
-        self._claim = redis.register_script(_CLAIM)
-        self._renew = redis.register_script(_RENEW)
-        self._finish = redis.register_script(_FINISH)
-        self._release = redis.register_script(_RELEASE)
-        self._drop = redis.register_script(_DROP)
+        self._claim = redis.register_script(scripts.CLAIM)
+        self._renew = redis.register_script(scripts.RENEW)
+        self._finish = redis.register_script(scripts.FINISH)
+        self._release = redis.register_script(scripts.RELEASE)
+        self._expel = redis.register_script(scripts.EXPEL)
+        self._drop = redis.register_script(scripts.DROP)
 
     async def check(self) -> None:
         async with _reachable():
@@ -166,7 +133,10 @@ class SubnetStore:
         """What the builder last told; None when nobody builds it now."""
         async with _reachable():
             text = await self._redis.get(_progress(subnet))
-        return None if text is None else dict(json.loads(text))
+        if text is None:
+            return None
+        progress = json.loads(text)
+        return {"stage": progress["stage"], "fraction": progress["fraction"]}
 
     async def held(self, subnet: str) -> bool:
         """Whether somebody builds it now."""
@@ -184,12 +154,20 @@ class SubnetStore:
     async def claim(self, stored: StoredRecord) -> Claim | StoredRecord | None:
         """A claim when it is now ours to build, the record when it is ready, None when another builds it."""
         async with _reachable():
-            kind, value = await self._claim(
-                keys=[_record(stored.id), _lease(stored.id), _BUILDING, _INDEX, _FENCE],
+            kind, value, *attempt = await self._claim(
+                keys=[
+                    _record(stored.id),
+                    _lease(stored.id),
+                    _BUILDING,
+                    _INDEX,
+                    _FENCE,
+                    _claimant(stored.id),
+                    _attempts(stored.id),
+                ],
                 args=[self._owner, self._lease_ms, _encode(stored), stored.member, stored.id],
             )
         if kind == b"claimed":
-            return Claim(token=value.decode(), stored=stored)
+            return Claim(token=value.decode(), stored=stored, attempt=attempt[0])
         return _decode(value) if kind == b"ready" else None
 
     async def renew(self, claim: Claim, stored: StoredRecord, progress: Mapping[str, Any]) -> None:
@@ -206,7 +184,7 @@ class SubnetStore:
                     self._lease_ms,
                     _encode(stored),
                     stored.member,
-                    json.dumps(progress),
+                    json.dumps({**progress, "beat": time.monotonic_ns()}),
                     stored.id,
                 ],
             )
@@ -226,15 +204,42 @@ class SubnetStore:
 
     async def release(self, claim: Claim) -> None:
         """Let another replica, or this one after a restart, take the build over at once."""
+        subnet = claim.stored.id
         async with _reachable():
-            await self._release(keys=[_lease(claim.stored.id)], args=[claim.token])
+            await self._release(
+                keys=[_lease(subnet), _progress(subnet), _attempts(subnet)], args=[claim.token]
+            )
+
+    async def pulse(self, subnet: str) -> Pulse | None:
+        """What changes with every heartbeat; None when nobody builds it."""
+        async with _reachable():
+            lease, beat = await self._redis.mget([_lease(subnet), _progress(subnet)])
+        return None if lease is None else (lease, beat)
+
+    async def expel(self, subnet: str, pulse: Pulse) -> bool:
+        """End the lease of a builder without heartbeat since `pulse`; False if it turned out to be alive.
+
+        Redis ends leases by its own wall clock. Where that was set back, somebody else has to.
+        """
+        lease, beat = pulse
+        async with _reachable():
+            keys = [_lease(subnet), _progress(subnet)]
+            return bool(await self._expel(keys=keys, args=[lease, beat or b""]))
 
     async def drop(self, subnet: str) -> bool:
         """Forget a subnet and cancel its build. Whether there was one."""
         async with _reachable():
             return bool(
                 await self._drop(
-                    keys=[_record(subnet), _lease(subnet), _BUILDING, _INDEX, _progress(subnet)],
+                    keys=[
+                        _record(subnet),
+                        _lease(subnet),
+                        _BUILDING,
+                        _INDEX,
+                        _progress(subnet),
+                        _claimant(subnet),
+                        _attempts(subnet),
+                    ],
                     args=[subnet],
                 )
             )
@@ -269,7 +274,16 @@ class SubnetStore:
     def _keys(self, claim: Claim) -> list[str]:
         subnet = claim.stored.id
         cancelled = f"eqnet:cancelled:{claim.token}"
-        return [_record(subnet), _lease(subnet), _BUILDING, _INDEX, _progress(subnet), cancelled]
+        return [
+            _record(subnet),
+            _lease(subnet),
+            _BUILDING,
+            _INDEX,
+            _progress(subnet),
+            cancelled,
+            _claimant(subnet),
+            _attempts(subnet),
+        ]
 
 
 def index_member(subnet: str, microseconds: int) -> str:
@@ -287,6 +301,14 @@ def _lease(subnet: str) -> str:
 
 def _progress(subnet: str) -> str:
     return f"eqnet:progress:{subnet}"
+
+
+def _claimant(subnet: str) -> str:
+    return f"eqnet:claimant:{subnet}"
+
+
+def _attempts(subnet: str) -> str:
+    return f"eqnet:attempts:{subnet}"
 
 
 def _encode(stored: StoredRecord) -> str:

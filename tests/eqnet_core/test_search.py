@@ -95,6 +95,13 @@ def test_the_same_request_has_the_same_answer(resnet20_space: SearchSpace, resne
     assert one.configuration != other.configuration
 
 
+def test_a_search_tells_the_fraction_that_is_done(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
+    told: list[float] = []
+    settings = SearchSettings(population=10, generations=8)
+    run(resnet20_space, resnet20_mlp, Budget(weight_bits=3.0), settings=settings, progress=told.append)
+    assert told == [k / 8 for k in range(1, 9)]
+
+
 def test_the_search_beats_uniform_and_random_subnets(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
     costs = CostModel(resnet20_space)
     result = run(resnet20_space, resnet20_mlp, BUDGETS[4], settings=SearchSettings())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -122,8 +123,43 @@ class Server:
         self.process.terminate()
         return self.process.wait(30)
 
+    def children(self, name: str) -> list[int]:
+        """Ids of the processes that it started whose command line has `name`."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if parent == self.process.pid and name in command:
+                found.append(int(entry.name))
+        return found
+
+    def connections(self) -> int:
+        """Sockets that it has open."""
+        descriptors = Path(f"/proc/{self.process.pid}/fd").iterdir()
+        return sum(str(descriptor.readlink()).startswith("socket:") for descriptor in descriptors)
+
     def log(self) -> str:
         return (self.data.parent / "server.log").read_text()
+
+
+def _until(what: str, condition: Callable[[], Any], seconds: float = 500) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"{what} did not happen within {seconds} s")
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    """`until(what, condition)` waits for a true value and returns it."""
+    return _until
 
 
 Serve = Callable[..., Server]

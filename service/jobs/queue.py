@@ -1,0 +1,39 @@
+"""What the service asks of those who build, whether in this process's pool or on other machines."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from service.subnets.order import SubnetOrder
+from service.subnets.store import StoredRecord
+
+
+class BuildQueue(Protocol):
+    """Takes orders. Whoever builds one holds its lease, tells its progress and publishes its record there."""
+
+    @property
+    def builders(self) -> int:
+        """Builders that this process runs itself."""
+
+    @property
+    def restarts(self) -> int:
+        """How often one of them had to be replaced."""
+
+    @property
+    def queued(self) -> int:
+        """Builds that wait for a builder, as far as is known here."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Hand back what is being built here: a restart, or somebody else, takes it up at once."""
+
+    async def submit(self, order: SubnetOrder) -> StoredRecord | bool:
+        """Have it built unless somebody does: True if this call came first, the record where it is ready.
+
+        Raises:
+            ProblemError: 429 when too many builds wait, 503 when the store does not answer.
+        """
+
+    async def cancel(self, subnet: str) -> bool:
+        """End the build now if it runs here; whether it did. Elsewhere the lease, which is gone, ends it."""

@@ -1,0 +1,90 @@
+"""What somebody has to see to after a fault: abandoned builds, a Redis without its data, stopped clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from service.errors import ProblemError
+from service.jobs.queue import BuildQueue
+from service.subnets.artifacts import ArtifactStore
+from service.subnets.order import SubnetOrder
+from service.subnets.store import Pulse, StoredRecord, StoreUnavailableError, SubnetStore
+
+logger = logging.getLogger("eqnet.subnets")
+
+_ROUND = 2.0
+"""Seconds between looks, or half a lease where that is less."""
+
+_STALLED = 1.5
+"""Leases without a heartbeat after which a builder counts as dead although its lease has not run out."""
+
+
+class Caretaker:
+    """One per web process; all of them look, the leases see to it that only one acts."""
+
+    def __init__(
+        self, *, store: SubnetStore, artifacts: ArtifactStore, queue: BuildQueue, lease: float
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._queue = queue
+        self._lease = lease
+        self._pulses: dict[str, tuple[Pulse, float]] = {}
+
+    async def run(self) -> None:
+        """For ever, round by round; no fault ends it."""
+        while True:
+            try:
+                await self._look()
+            except (StoreUnavailableError, OSError) as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("abandoned builds cannot be looked after")
+            await asyncio.sleep(min(_ROUND, self._lease / 2))
+
+    async def _look(self) -> None:
+        if not await self._store.restored():
+            await self._restore()
+        promised = await self._store.promised()
+        self._pulses = {subnet: self._pulses[subnet] for subnet in promised if subnet in self._pulses}
+        for subnet in promised:
+            if not await self._alive(subnet):
+                await self._adopt(subnet)
+
+    async def _alive(self, subnet: str) -> bool:
+        """Whether somebody holds the lease, and has shown a heartbeat by the clock of this process."""
+        pulse = await self._store.pulse(subnet)
+        if pulse is None:
+            return False
+        now = time.monotonic()
+        last, since = self._pulses.get(subnet, (None, now))
+        if last != pulse:
+            self._pulses[subnet] = (pulse, now)
+            return True
+        if now - since < _STALLED * self._lease:
+            return True
+        logger.warning("the builder of %s has not been heard of for %.0f s", subnet, now - since)
+        return not await self._store.expel(subnet, pulse)
+
+    async def _restore(self) -> None:
+        """Fill a Redis that is new, or came back empty, from the artifact store."""
+        for subnet in await asyncio.to_thread(lambda: list(self._artifacts.subnets())):
+            document = await asyncio.to_thread(self._artifacts.record, subnet)
+            if document is not None:
+                await self._store.put(StoredRecord.from_json(document))
+        await self._store.mark_restored()
+
+    async def _adopt(self, subnet: str) -> None:
+        document = await asyncio.to_thread(self._artifacts.record, subnet)
+        if document is not None:  # finished, but Redis was away when it was
+            await self._store.put(StoredRecord.from_json(document))
+            return
+        found = await self._store.find(subnet)
+        if found is None or found.final:
+            return
+        with suppress(ProblemError):  # a full queue: the next round tries again
+            if await self._queue.submit(SubnetOrder.from_json(found.order)) is True:
+                logger.info("build of %s was abandoned and is taken up here", subnet)

@@ -1,0 +1,67 @@
+"""The store's Lua scripts: each is one step that no replica sees half of. The keys are store.py's."""
+
+from __future__ import annotations
+
+CLAIM = """
+local current = redis.call('GET', KEYS[1])
+if current and cjson.decode(current).record.status == 'ready' then return {'ready', current} end
+if redis.call('EXISTS', KEYS[2]) == 1 then return {'held', current or ''} end
+if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
+local claim = redis.call('INCR', KEYS[5]) .. '-' .. ARGV[1]
+redis.call('SET', KEYS[2], claim, 'PX', ARGV[2])
+redis.call('SET', KEYS[6], claim)
+local attempt = redis.call('INCR', KEYS[7])
+redis.call('EXPIRE', KEYS[7], 86400)
+redis.call('SET', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[4], 0, ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[5])
+return {'claimed', claim, attempt}
+"""
+
+OVERTAKEN = """
+if redis.call('EXISTS', KEYS[6]) == 1 then return 'cancelled' end
+local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] then return 'lost' end
+local claimant = redis.call('GET', KEYS[7])
+if claimant == 'dropped' then return 'cancelled' end
+if claimant and claimant ~= ARGV[1] then return 'lost' end
+"""
+
+RENEW = f"""{OVERTAKEN}
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[7], ARGV[1])
+redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[2])
+redis.call('SET', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[4], 0, ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[6])
+return 'held'
+"""
+
+FINISH = f"""{OVERTAKEN}redis.call('SET', KEYS[1], ARGV[2])
+redis.call('ZADD', KEYS[4], 0, ARGV[3])
+redis.call('SREM', KEYS[3], ARGV[4])
+redis.call('DEL', KEYS[2], KEYS[5], KEYS[8])
+redis.call('SET', KEYS[7], ARGV[1], 'EX', 86400)
+return 'finished'
+"""
+
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) end
+return 'released'
+"""
+
+EXPEL = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] or (redis.call('GET', KEYS[2]) or '') ~= ARGV[2] then return 0 end
+return redis.call('DEL', KEYS[1], KEYS[2])
+"""
+
+DROP = """
+local current = redis.call('GET', KEYS[1])
+local holder = redis.call('GET', KEYS[2])
+if holder then redis.call('SET', 'eqnet:cancelled:' .. holder, 1, 'EX', 3600) end
+if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
+redis.call('SREM', KEYS[3], ARGV[1])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[5], KEYS[7])
+redis.call('SET', KEYS[6], 'dropped', 'EX', 86400)
+return current and 1 or 0
+"""
