@@ -139,7 +139,8 @@ def _devices(options: argparse.Namespace) -> int:
     def call() -> int:
         with Client(options.url) as client:
             for device in client.devices():
-                print(device["name"])
+                if device["supported"]:
+                    print(device["name"])
         return 0
 
     return _told(options.url, call)

@@ -1,5 +1,6 @@
-"""The device catalogue: one TOML file per device in `entries/`, read and checked by `catalogue.py`."""
+"""The device catalogue: one TOML file per device in `entries/`, read and checked by `entry.py`."""
 
-from eqnet_core.devices.catalogue import Catalogue, Device, load_catalogue
+from eqnet_core.devices.catalogue import Catalogue, load_catalogue
+from eqnet_core.devices.device import Device, UnsupportedDevice
 
-__all__ = ["Catalogue", "Device", "load_catalogue"]
+__all__ = ["Catalogue", "Device", "UnsupportedDevice", "load_catalogue"]

@@ -14,14 +14,14 @@ router = APIRouter(tags=["devices"])
 
 @router.get("/devices", summary="The device catalogue", response_model=DeviceList)
 async def devices() -> Response:
-    return JSONResponse({"devices": [device.to_json() for device in catalogue().values()]})
+    return JSONResponse({"devices": [entry.to_json() for entry in catalogue().entries]})
 
 
 @router.get(
     "/devices/{name}", summary="One device", response_model=DeviceSchema, responses=problem_responses(404)
 )
 async def device(name: str) -> Response:
-    known = catalogue()
+    known = {entry.name: entry for entry in catalogue().entries}
     if name not in known:
         raise not_found("device", name, list(known))
     return JSONResponse(known[name].to_json())

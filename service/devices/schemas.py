@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from service.subnets.schemas import Profile
 
-Container = Literal["native", "held in int8"]
+Container = Annotated[str, Field(pattern=r"^(native|held in int[2-8])$")]
 
 
 class Containers(BaseModel):
-    """What each accepted bit-width is held in."""
+    """What each accepted bit-width is held in: `native`, or `held in int8` and the like."""
 
     weight: dict[str, Container]
     activation: dict[str, Container]
@@ -21,10 +21,12 @@ class Containers(BaseModel):
 class AcceptedWeight(BaseModel):
     granularity: list[str]
     symmetry: list[str]
+    file_types: list[str] = Field(description="ONNX integer types that the codes may have in the file")
 
 
 class AcceptedActivation(BaseModel):
     symmetry: list[str]
+    file_types: list[str] = Field(description="ONNX integer types that the codes may have in the file")
 
 
 class Accepted(BaseModel):
@@ -35,22 +37,27 @@ class Accepted(BaseModel):
 
 
 class DeviceSchema(BaseModel):
-    """One entry of the catalogue."""
+    """One entry of the catalogue. An unsupported one says why, and has no profile."""
 
     name: str
     title: str
-    profile: Profile
-    containers: Containers
-    accepts: Accepted
+    supported: bool = Field(description="Whether `POST /subnets` takes it")
+    unsupported_because: str | None
+    profile: Profile | None
+    containers: Containers | None
+    accepts: Accepted | None
     exchange: str = Field(description="Format that its toolchain takes")
-    flavour: str = Field(description="Flavour of ONNX that fits it")
+    flavour: Literal["exact", "integer"] | None = Field(description="Flavour of ONNX that fits it")
+    file: str | None = Field(description="Artifact that it, or its converter, is given")
     source: list[str] = Field(description="Where the facts come from")
     date: str = Field(description="Year and month in which they were looked up")
-    confidence: str
+    confidence: Literal["documented", "partly documented"]
     verified_on_device: bool = Field(description="Whether an artifact of ours has run on the hardware")
-    unverified: list[str] = Field(description="What the source does not settle")
+    unverified: list[str] = Field(description='What the source does not settle, each starting with "?"')
     notes: list[str]
 
 
 class DeviceList(BaseModel):
+    """Every entry, in alphabetical order."""
+
     devices: list[DeviceSchema]

@@ -45,7 +45,9 @@ def test_a_problem_is_one_message(server: Server, capsys: pytest.CaptureFixture[
 
 def test_devices_are_listed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices", "--url", server.url]) == 0
-    assert "tensorrt" in capsys.readouterr().out.split()
+    listed = capsys.readouterr().out.split()
+    assert "tensorrt" in listed
+    assert "vitis-ai-dpu" not in listed
 
 
 def test_no_service_is_told(capsys: pytest.CaptureFixture[str]) -> None:
