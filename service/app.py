@@ -7,25 +7,25 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 
 from service.data_folder import DataFolder
 from service.devices.endpoints import router as devices
 from service.embedded import EmbeddedStore
-from service.errors import Problem, install_error_handlers
+from service.errors import install_error_handlers
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
 from service.jobs.evaluation import evaluation_digest
 from service.jobs.local import LocalQueue
 from service.jobs.pool import BuilderPool
-from service.limits import Observed, RequestLimits
+from service.limits import RequestLimits
+from service.observed import Observed
+from service.openapi import install_document
+from service.pages import install_pages
 from service.predictions.endpoints import router as predictions
+from service.security.access import AccessControl
 from service.settings import Settings
 from service.state import ServiceState
 from service.subnets.artifacts import ArtifactStore
@@ -37,7 +37,6 @@ from service.subnets.store import SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
 from service.supernets.endpoints import router as supernets
 
-_WEB = Path(__file__).parent / "web"
 _LIST_BODY = 16 * 1024 * 1024
 """Bytes that a list of 10,000 configurations may have."""
 
@@ -46,31 +45,35 @@ Accuracies are fractions in [0, 1], sizes bytes, times seconds."""
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; nothing is opened before its lifespan starts."""
+    """The application; nothing but the API keys is opened before its lifespan starts.
+
+    Raises:
+        KeyEntryError, KeyFileError: the API keys cannot be used.
+    """
     metrics = Metrics()
     app = FastAPI(
         title="EQ-Net Serve",
         version=version("eqnet-serve"),
         description=_DESCRIPTION,
         lifespan=_lifespan(settings, metrics),
+        docs_url=None,  # both load their scripts from a public server; `install_pages` has its own
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
     for router in (subnets, predictions, supernets, devices, health):
         app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(
-            _WEB / "index.html",
-            headers={
-                "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
-            },
-        )
-
-    app.mount("/web", StaticFiles(directory=_WEB), name="web")
+    install_pages(app)
     install_error_handlers(app)
-    app.add_middleware(RequestLimits, max_body=settings.max_body, exempt={"/predict-accuracy": _LIST_BODY})
+    keys = settings.keys
+    install_document(app, keys)
+    app.add_middleware(
+        RequestLimits,
+        max_body=settings.max_body,
+        body_timeout=settings.body_timeout,
+        exempt={"/predict-accuracy": _LIST_BODY},
+    )
+    app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=metrics)
     app.add_middleware(Observed, metrics=metrics)
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
     return app
 
 
@@ -139,27 +142,3 @@ def _worker_arguments(settings: Settings, supernets: SupernetCatalogue) -> list[
         arguments += ["--evaluation-data", str(settings.evaluation_data)]
         arguments += ["--evaluation-limit", str(settings.evaluation_limit)]
     return [*arguments, *(str(path) for path in supernets.paths.values())]
-
-
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
-            schemas = schema["components"]["schemas"]
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= problem.pop("$defs", {})
-            schemas["Problem"] = problem
-            # Every 422 here is a problem; what FastAPI documents by itself is never answered.
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    if "422" in operation["responses"]:
-                        operation["responses"]["422"]["content"] = content
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    return document

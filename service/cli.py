@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Imported here: `eqnet --help` is read more often than a server is started.
+    from service.security.commands import add_commands
     from service.settings import describe_settings
 
-    parser = argparse.ArgumentParser(prog="eqnet", description="One quantised network per device.")
+    parser = argparse.ArgumentParser(
+        prog="eqnet",
+        description="One quantised network per device.",
+        epilog="`subnet` and `devices` send EQNET_API_KEY, where it is set, as their API key.",
+    )
     commands = parser.add_subparsers(title="commands", required=True)
 
     serve = commands.add_parser(
@@ -54,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     subnet.add_argument("--out", type=Path, metavar="FOLDER", help="save the artifacts here")
     subnet.set_defaults(run=_subnet)
 
+    add_commands(commands.add_parser("keys", help="make, list and revoke API keys"))
+
     devices = commands.add_parser("devices", help="list the devices that a running service knows")
     devices.set_defaults(run=_devices)
     for command in (subnet, devices):
@@ -73,10 +81,14 @@ def _serve(options: argparse.Namespace) -> int:
     from service.app import create_app
     from service.data_folder import DataFolder, DataFolderError
     from service.jobs.evaluation import EvaluationSet
+    from service.security.exposure import ExposedError, check_exposure
+    from service.security.key_file import KeyFileError
+    from service.security.keys import KeyEntryError
     from service.settings import Settings
 
     try:
         settings = Settings()
+        check_exposure(options.host, keys=settings.keys.required, anonymous=settings.allow_anonymous)
         # Tried before the server starts: its own message would be a stack trace out of the lifespan.
         if settings.redis_url is None:
             with DataFolder(settings.data_dir):
@@ -88,7 +100,10 @@ def _serve(options: argparse.Namespace) -> int:
             name = "_".join(str(part) for part in entry["loc"]).upper()
             print(f"eqnet: EQNET_{name.removeprefix('EQNET_')}: {entry['msg']}", file=sys.stderr)
         return 2
-    except (DataFolderError, EqnetError) as error:
+    except KeyEntryError as error:
+        print(f"eqnet: EQNET_API_KEYS: {error}", file=sys.stderr)
+        return 2
+    except (DataFolderError, EqnetError, ExposedError, KeyFileError) as error:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -100,6 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
         log_level=options.log_level,
         access_log=options.log_level == "debug",
         timeout_graceful_shutdown=10,
+        server_header=False,
     )
     return 0
 
@@ -122,7 +138,7 @@ def _subnet(options: argparse.Namespace) -> int:
     request["budget"] = {name: value for name, value in bounds.items() if value is not None}
 
     def call() -> int:
-        with Client(options.url) as client:
+        with Client(options.url, api_key=os.environ.get("EQNET_API_KEY")) as client:
             record = client.subnet(**request)
             saved = client.download(record, options.out) if options.out is not None else []
         print(json.dumps(record, indent=2))
@@ -137,7 +153,7 @@ def _devices(options: argparse.Namespace) -> int:
     from service.client import Client
 
     def call() -> int:
-        with Client(options.url) as client:
+        with Client(options.url, api_key=os.environ.get("EQNET_API_KEY")) as client:
             for device in client.devices():
                 if device["supported"]:
                     print(device["name"])

@@ -25,12 +25,15 @@ class ServiceError(Exception):
 
 
 class Client:
-    """One service, at `url`. Every method raises ServiceError for problems and httpx.TransportError for the
-    network's.
+    """One service, at `url`, with an `api_key` where it wants one. Every method raises ServiceError for
+    problems and httpx.TransportError for the network's.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout: float = 60.0) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout)
+    def __init__(
+        self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, timeout: float = 60.0
+    ) -> None:
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers)
 
     def __enter__(self) -> Self:
         return self

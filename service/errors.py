@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from eqnet_core.errors import BundleError, EqnetError, InfeasibleBudgetError
 from eqnet_core.profile import escape_pointer
@@ -172,8 +173,9 @@ async def _answer_http(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _answer_defect(request: Request, error: Exception) -> JSONResponse:
-    logger.error("defect while answering %s %s", request.method, request.url.path, exc_info=error)
+def answer_defect(scope: Scope, error: Exception) -> JSONResponse:
+    """For what nobody expected; its log entry says more than its answer."""
+    logger.error("defect while answering %s %r", scope["method"], scope["path"][:200], exc_info=error)
     return problem_response(
         ProblemError(500, "defect", "the service made a mistake; its log tells more. Please report it.")
     )
@@ -184,4 +186,3 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(EqnetError, _answer_library_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_defect)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ProblemError, problem_response
-from service.health.metrics import Metrics
-
-_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-)
-
-_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 
 
 class RequestLimits:
-    """413 for bodies over `max_body` bytes (`exempt`: over that path's own limit), 415 for bodies that do not
-    say they are JSON.
+    """413 for bodies over `max_body` bytes (`exempt`: over that path's own limit), 408 for those that have
+    not arrived after `body_timeout` seconds, 415 for those that do not say they are JSON.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body: int, exempt: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body: int, body_timeout: float, exempt: Mapping[str, int]
+    ) -> None:
         self._app = app
         self._max_body = max_body
+        self._body_timeout = body_timeout
         self._exempt = dict(exempt)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,17 +33,13 @@ class RequestLimits:
         if not length.isdigit() or int(length[:18]) > limit:
             await problem_response(_too_large(limit))(scope, receive, send)
             return
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            if len(body) > limit:
-                await problem_response(_too_large(limit))(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
+        try:
+            body = await self._body(receive, limit)
+        except ProblemError as refusal:
+            await problem_response(refusal)(scope, receive, send)
+            return
+        if body is None:
+            return
         if not _is_json(headers.get(b"content-type", b"")):
             problem = ProblemError(
                 415, "not-json", "the body must be JSON: send it with Content-Type: application/json"
@@ -63,39 +53,34 @@ class RequestLimits:
             if replayed:
                 return await receive()
             replayed = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
-
-class Observed:
-    """Counts and times every answer, and adds the headers that every answer has."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def observe(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
-            await send(message)
-
+    async def _body(self, receive: Receive, limit: int) -> bytes | None:
         try:
-            await self._app(scope, receive, observe)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+            async with asyncio.timeout(self._body_timeout):
+                return await _read_body(receive, limit)
+        except TimeoutError:
+            detail = f"the body has not arrived within {self._body_timeout:g} s"
+            raise ProblemError(408, "body-timeout", detail, headers={"Connection": "close"}) from None
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None where the client is gone. Raises ProblemError beyond `limit` bytes."""
+    message = await receive()
+    body = message.get("body", b"")
+    if message.get("more_body", False) and message["type"] == "http.request":
+        parts = bytearray(body)
+        while message.get("more_body", False) and len(parts) <= limit:
+            message = await receive()
+            parts += message.get("body", b"")
+        body = bytes(parts)
+    if message["type"] == "http.disconnect":
+        return None
+    if len(body) > limit:
+        raise _too_large(limit)
+    return bytes(body)
 
 
 def _too_large(limit: int) -> ProblemError:

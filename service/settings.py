@@ -9,6 +9,9 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.security.key_file import KeyFile, KeyFileError, KeysInForce, default_key_file
+from service.security.keys import KeyRing
+
 
 def _default_builders() -> int:
     return max(1, min(4, (os.cpu_count() or 1) // 2))
@@ -72,6 +75,29 @@ class Settings(BaseSettings):
         default=30.0, ge=0, le=600, description="Seconds that POST /subnets waits before it answers 202."
     )
     max_body: int = Field(default=64 * 1024, ge=1024, description="Bytes that a request body may have.")
+    body_timeout: float = Field(
+        default=20.0, gt=0, description="Seconds in which a request's body must have arrived; then 408."
+    )
+    api_keys: str = Field(
+        default="",
+        repr=False,
+        description="Comma-separated entries name:scope:sha256[:requests per second], as `eqnet keys add "
+        "--print-entry` prints them. Where there is any key, every request needs one.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of such entries, followed while the service runs; `eqnet keys` changes it "
+        "(default: api-keys in the data folder, if there is one).",
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Listen beyond this machine without any API key too (default: refuse)."
+    )
+    rate_limit: float = Field(
+        default=0.0,
+        ge=0,
+        description="Requests per second of each key that has no rate of its own, or of each address where "
+        "there are no keys; beyond that, 429 (default 0: no limit).",
+    )
 
     @field_validator("bundles", mode="before")
     @classmethod
@@ -80,10 +106,23 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("redis_url", "artifacts_url", "evaluation_data", mode="before")
+    @field_validator("redis_url", "artifacts_url", "evaluation_data", "api_keys_file", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @property
+    def keys(self) -> KeysInForce:
+        """Opened anew at each call.
+
+        Raises:
+            KeyEntryError, KeyFileError: a malformed entry, or a file that cannot be read.
+        """
+        named = self.api_keys_file
+        if named is not None and not named.is_file():
+            raise KeyFileError(f"EQNET_API_KEYS_FILE: there is no file {named}; `eqnet keys add` makes one")
+        file = KeyFile(named or default_key_file(self.data_dir))
+        return KeysInForce(fixed=KeyRing.parse(self.api_keys), file=file)
 
     @property
     def artifacts_location(self) -> str:

@@ -30,7 +30,7 @@ class ServiceState:
     evaluation: str | None
 
 
-def _state(request: Request) -> ServiceState:
+async def _state(request: Request) -> ServiceState:  # async: FastAPI runs others in a thread
     state = request.app.state.service
     assert isinstance(state, ServiceState)
     return state

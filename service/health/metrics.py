@@ -19,6 +19,12 @@ class Metrics:
         self.request_seconds = Histogram(
             "eqnet_request_seconds", "Time to answer", ["route"], registry=self._registry
         )
+        self.refused = Counter(
+            "eqnet_refused_requests_total",
+            "Requests refused for their key: unauthorized, forbidden, rate-limited",
+            ["reason"],
+            registry=self._registry,
+        )
         self.subnets = Counter(
             "eqnet_subnet_requests_total",
             "POST /subnets by how it was answered: hit, built, or shared with a build under way",

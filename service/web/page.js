@@ -3,8 +3,20 @@
 const $ = (id) => document.getElementById(id);
 const percent = (fraction) => (100 * fraction).toFixed(2) + " %";
 
+// Only where the service asks for one; kept until the tab is closed.
+const keyHeader = () => {
+  const key = sessionStorage.getItem("api-key");
+  return key ? { Authorization: `Bearer ${key}` } : {};
+};
+
+async function ask(url, options = {}) {
+  const response = await fetch(url, { ...options, headers: { ...options.headers, ...keyHeader() } });
+  if (response.status === 401) $("key").hidden = false;
+  return response;
+}
+
 async function get(url) {
-  const response = await fetch(url);
+  const response = await ask(url);
   const body = await response.json();
   if (!response.ok) throw new Error(body.detail);
   return body;
@@ -27,14 +39,14 @@ function request() {
   return { supernet: $("supernet").value, device: $("device").value, budget };
 }
 
-async function ask(event) {
+async function order(event) {
   event.preventDefault();
   const button = $("order").querySelector("button");
   button.disabled = true;
   $("result").hidden = true;
   say("Searching and building…");
   try {
-    const response = await fetch("/subnets", {
+    const response = await ask("/subnets", {
       method: "POST",
       headers: { "Content-Type": "application/json", Prefer: "respond-async, wait=5" },
       body: JSON.stringify(request()),
@@ -77,6 +89,7 @@ function show(record, hit) {
   $("files").replaceChildren(...record.artifacts.map((file) => {
     const link = element("a", file.name);
     link.href = file.url;
+    link.addEventListener("click", (event) => save(event, file));
     const item = element("li", "");
     item.append(link, ` ${file.bytes.toLocaleString()} bytes`);
     return item;
@@ -87,6 +100,19 @@ function show(record, hit) {
     return row;
   }));
   $("result").hidden = false;
+}
+
+// A link sends no key: where one is needed, fetch the file and hand it to the browser.
+async function save(event, file) {
+  if (!sessionStorage.getItem("api-key")) return;
+  event.preventDefault();
+  const response = await ask(file.url);
+  if (!response.ok) return say((await response.json()).detail, true);
+  const link = element("a", "");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = file.name;
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
 function element(tag, text) {
@@ -108,11 +134,18 @@ async function start() {
         `activations ${activation.bits.join(", ")} bits, ${activation.symmetry}.`;
     };
     $("device").addEventListener("change", describe);
-    $("order").addEventListener("submit", ask);
+    $("order").addEventListener("submit", order);
     describe();
   } catch (error) {
     say(error.message, true);
   }
 }
 
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("api-key", $("api-key").value);
+  $("key").hidden = true;
+  say("");
+  start();
+});
 start();

@@ -96,13 +96,15 @@ class _Resources(HTMLParser):
         self.urls += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_and_everything_it_loads_come_from_here(client: httpx.Client) -> None:
-    page = client.get("/")
+@pytest.mark.parametrize(("path", "script"), [("/", "/web/page.js"), ("/docs", "/web/docs.js")])
+def test_pages_and_everything_they_load_come_from_here(client: httpx.Client, path: str, script: str) -> None:
+    page = client.get(path)
     assert page.status_code == 200
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert re.search(r"<script[^>]*>[^<]|<style| style=", page.text) is None  # the policy would stop them
     resources = _Resources()
     resources.feed(page.text)
-    assert "/web/page.js" in resources.urls
+    assert script in resources.urls
     for url in resources.urls:
         if url != "data:,":
             assert url.startswith("/")
@@ -111,7 +113,9 @@ def test_the_page_and_everything_it_loads_come_from_here(client: httpx.Client) -
 
 def test_every_answer_forbids_sniffing(client: httpx.Client) -> None:
     for path in ("/", "/devices", "/nowhere", "/health/live"):
-        assert client.get(path).headers["x-content-type-options"] == "nosniff"
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])

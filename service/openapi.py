@@ -1,0 +1,73 @@
+"""The OpenAPI document, with what the routes themselves do not know: problems, keys, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.errors import Problem, problem_responses
+from service.security.access import is_public, needed_scope
+from service.security.key_file import KeysInForce
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def install_document(app: FastAPI, keys: KeysInForce) -> None:
+    """Make `app` answer with the document; keys are asked for in it while they are in force."""
+    app.openapi = _document(app, keys)  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, keys: KeysInForce) -> Callable[[], dict[str, Any]]:
+    made: dict[bool, dict[str, Any]] = {}
+
+    def document() -> dict[str, Any]:
+        keys.ring()
+        required = keys.required
+        if required not in made:
+            made[required] = _make(app, required)
+        return made[required]
+
+    return document
+
+
+def _make(app: FastAPI, keys_required: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    schemas = document["components"]["schemas"]
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs", {})
+    schemas["Problem"] = problem
+    # Every 422 here is a problem; what FastAPI documents by itself is never answered.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    document["components"]["securitySchemes"] = _SCHEMES
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete(path, method.upper(), operation, keys_required)
+    return document
+
+
+def _complete(path: str, method: str, operation: dict[str, Any], keys_required: bool) -> None:
+    answers = operation["responses"]
+    if "422" in answers:
+        answers["422"] = problem_responses(422)[422]
+    statuses: list[int] = []
+    if method == "POST":
+        statuses += [408, 413, 415]
+    if not is_public(path):
+        statuses += [401, 403, 429]
+        if keys_required:
+            operation["security"] = [{name: []} for name in _SCHEMES]
+            scope = needed_scope(method, path)
+            operation["description"] = (
+                operation.get("description", "") + f"\n\nNeeds a key with the scope `{scope}`."
+            ).lstrip()
+    for status, answer in problem_responses(*statuses).items():
+        answers.setdefault(str(status), answer)

@@ -1,0 +1,171 @@
+"""Keys at the real application; what needs no supernet is asked for, so nothing has to be started."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from service.app import create_app
+from service.security.keys import ApiKey, Scope
+from service.settings import Settings
+
+READ, READ_KEY = ApiKey.make(name="reader", scope=Scope.READ)
+BUILD, BUILD_KEY = ApiKey.make(name="builder", scope=Scope.BUILD)
+SLOW, SLOW_KEY = ApiKey.make(name="slow", scope=Scope.READ, rate=1.0)
+ENTRIES = ",".join(key.to_entry() for key in (READ, BUILD, SLOW))
+DEVICES = "/devices/tensorrt"
+
+
+class App:
+    """Requests to `create_app`, one event loop each."""
+
+    def __init__(self, settings: Settings) -> None:
+        # The lifespan is not run; what answers here needs none of it.
+        self.transport = httpx.ASGITransport(app=create_app(settings), raise_app_exceptions=False)
+
+    def request(self, method: str, path: str, **options: object) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=self.transport, base_url="http://eqnet") as client:
+                return await client.request(method, path, **options)  # type: ignore[arg-type]
+
+        return anyio.run(send)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("GET", path, headers=headers)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> App:
+    return App(Settings(data_dir=tmp_path, api_keys=ENTRIES))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    "headers", [bearer(READ_KEY), {"X-API-Key": READ_KEY}, {"authorization": f"bearer {READ_KEY}"}]
+)
+def test_a_key_lets_in(guarded: App, headers: dict[str, str]) -> None:
+    assert guarded.request("GET", DEVICES, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer(""),
+        bearer(READ.sha256),
+        bearer(READ_KEY[:-1]),
+        bearer(READ_KEY + "A"),
+        bearer("A" * 100_000),
+        {"Authorization": f"Basic {READ_KEY}"},
+        {"X-API-Key": "reader"},
+        {"X-API-Key": READ_KEY, **bearer("another")},
+    ],
+)
+def test_anything_else_does_not(guarded: App, headers: dict[str, str]) -> None:
+    response = guarded.request("GET", DEVICES, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    assert response.json()["type"] == "urn:eqnet:problem:unauthorized"
+
+
+def test_a_reading_key_neither_builds_nor_deletes(guarded: App) -> None:
+    for method, path in (("POST", "/subnets"), ("DELETE", f"/subnets/{'0' * 32}"), ("PUT", "/nowhere")):
+        refused = guarded.request(method, path, json={}, headers=bearer(READ_KEY))
+        assert (refused.status_code, refused.json()["type"]) == (403, "urn:eqnet:problem:forbidden")
+        assert guarded.request(method, path, json={}, headers=bearer(BUILD_KEY)).status_code != 403
+    # Predictions change nothing, however they are asked for.
+    said = guarded.request("POST", "/predict-accuracy", json=[], headers=bearer(READ_KEY))
+    assert said.status_code not in (401, 403)
+
+
+def test_probes_pages_and_the_contract_need_no_key(guarded: App) -> None:
+    for path in (
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/health/live",
+        "/web/page.js",
+        "/docs/swagger/swagger-ui.css",
+    ):
+        assert guarded.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/devices",
+        "/metrics",
+        "/subnets",
+        "/supernets",
+        "/nowhere",
+        "//",
+        "/docs%2f..%2fdevices",
+        "/web",
+        "/Docs",
+        "/health/live/",
+        "/health/live%00",
+        "/web/../devices",
+        "/web/%2e%2e/devices",
+        "/docs/../devices",
+    ],
+)
+def test_no_spelling_of_a_path_gets_around_the_keys(guarded: App, path: str) -> None:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=guarded.transport) as client:
+            url = httpx.URL("http://eqnet").copy_with(raw_path=path.encode())
+            return await client.send(client.build_request("GET", url))
+
+    response = anyio.run(send)
+    assert response.status_code in (401, 404)
+    assert b"tensorrt" not in response.content
+
+
+def test_each_key_has_its_rate(guarded: App) -> None:
+    answers = [guarded.get(DEVICES, **bearer(SLOW_KEY)) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+    assert answers[-1].headers["retry-after"] == "1"
+    assert answers[-1].json()["type"] == "urn:eqnet:problem:rate-limited"
+    assert guarded.get(DEVICES, **bearer(READ_KEY)).status_code == 200
+
+
+def test_without_keys_each_address_has_the_rate_of_the_service(tmp_path: Path) -> None:
+    app = App(Settings(data_dir=tmp_path, rate_limit=1.0))
+    assert [app.get(DEVICES).status_code for _ in range(3)] == [200, 200, 429]
+    assert app.get("/health/live").status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await anyio.sleep(0.01)
+
+    app = App(Settings(data_dir=tmp_path, body_timeout=0.1))
+    headers = {"Content-Type": "application/json"}
+    response = app.request("POST", "/subnets", content=trickle(), headers=headers)
+    assert (response.status_code, response.json()["type"]) == (408, "urn:eqnet:problem:body-timeout")
+
+
+def test_the_contract_asks_for_keys_where_they_are_in_force(guarded: App, tmp_path: Path) -> None:
+    operations = guarded.get("/openapi.json").json()["paths"]
+    assert operations["/subnets"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "`build`" in operations["/subnets"]["post"]["description"]
+    assert "security" not in operations["/health/live"]["get"]
+    open_paths = App(Settings(data_dir=tmp_path)).get("/openapi.json").json()["paths"]
+    assert not any("security" in operation for path in open_paths.values() for operation in path.values())
+
+
+def test_every_answer_forbids_what_a_browser_could_do_with_it(guarded: App) -> None:
+    for path in ("/", "/docs", "/devices", "/nowhere", "/health/live", "/health/ready"):
+        headers = guarded.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src 'unsafe" not in policy
