@@ -78,10 +78,14 @@ class Batches:
         batch = self._images.subset(indices.to(self._images.labels.device))
         generator = torch_seeded(self._seed, "augmentation", step)
         images = augmented(batch, self._data, generator)
-        side = self._sizes.at(epoch, images.shape[-1])
-        if side != images.shape[-1]:
-            images = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-        return images, batch.labels
+        return resized(images, self._sizes.at(epoch, images.shape[-1])), batch.labels
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [N, C, H, W] at `side` x `side` pixels, antialiased; as they are where that is their size."""
+    if images.shape[-1] == side:
+        return images
+    return functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 def augmented(batch: LabelledImages, data: ImageData, generator: torch.Generator) -> Tensor:

@@ -20,12 +20,14 @@ from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import FORMS, Symmetry
 from eqnet_core.statistics import StatisticsPredictor
+from eqnet_core.training.ablations import VARIANTS, run_ablations
 from eqnet_core.training.accuracies import AccuracySettings, measure_accuracies
 from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.card import card_page
 from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor, fit_statistics
 from eqnet_core.training.moments import quantized_weights
+from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.run import write_atomically
 from eqnet_core.training.samples import Samples
@@ -83,6 +85,28 @@ def build_parser() -> argparse.ArgumentParser:
             "--sizes", type=image_sizes, default=ImageSizes(), help="smaller images first, e.g. 16x10,24x6"
         )
         command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+        if name == "supernet":
+            command.add_argument(
+                "--float-teacher", action="store_true", help="the float network guides the highest subnet"
+            )
+            command.add_argument(
+                "--averaging",
+                type=float,
+                default=0.0,
+                help="decay of the moving average, 0 for none",
+            )
+    command = stage("ablations", "what each part of supernet training is worth: table and plot")
+    command.add_argument("--epochs", type=int, default=4, help="of every variant")
+    command.add_argument("--sizes", type=image_sizes, default=ImageSizes(), help="as for supernet")
+    command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    command.add_argument("--images", type=int, help="held-out images to measure with (default: all)")
+    command.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of ablations.md and ablations.png")
+    command = stage("plots", "draw training and weight distributions of a run", data=False)
+    command.add_argument("--out", type=Path, required=True, help="folder of training.png and weights.png")
+    command.add_argument("--layers", nargs="+", help="whose weights (default: three searchable ones)")
     command = stage("sample", "measure subnets for the predictors")
     command.add_argument("--samples", type=int, default=SamplingSettings().samples)
     command.add_argument("--images", type=int, default=SamplingSettings().images)
@@ -118,6 +142,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "bundle":
         _bundle(run, options)
         return
+    if options.stage == "plots":
+        print(f"wrote {plot_training(run, options.out / 'training.png')}")
+        print(f"wrote {plot_weights(run, options.out / 'weights.png', options.layers)}")
+        return
     device = torch.device(options.device)
     data = load_data(
         options.data,
@@ -140,8 +168,12 @@ def _run(options: argparse.Namespace) -> None:
         if options.stage == "pretrain":
             written = pretrain(data, run / "float", PretrainSettings(**shared), device)
         else:
-            settings = SupernetSettings(**shared)
+            settings = SupernetSettings(
+                **shared, float_teacher=options.float_teacher, averaging=options.averaging
+            )
             written = train_supernet(data, float_weights, run / "supernet", settings, device)
+    elif options.stage == "ablations":
+        written = _ablations(run, data, float_weights, options, device)
     elif options.stage == "sample":
         written = sample_subnets(
             data,
@@ -165,6 +197,49 @@ def _run(options: argparse.Namespace) -> None:
             device,
         )
     print(f"wrote {written}; data: {_describe(data)}")
+
+
+def _ablations(
+    run: Path, data: ImageData, float_weights: Path, options: argparse.Namespace, device: torch.device
+) -> Path:
+    settings = SupernetSettings(
+        architecture=options.architecture,
+        epochs=options.epochs,
+        sizes=options.sizes,
+        seed=options.seed,
+        compile=not options.no_compile,
+    )
+    ablations = run_ablations(
+        data,
+        float_weights,
+        run / "ablations",
+        settings,
+        device,
+        names=options.variants,
+        images=options.images,
+    )
+    plot_ablations(ablations, options.out / "ablations.png")
+    page: Path = options.out / "ablations.md"
+    images = len(data.held_out.labels[: options.images])
+    sides = ", ".join(f"{epochs} at {side} pixels" for side, epochs in settings.sizes.stages) or "full size"
+    write_atomically(
+        page,
+        "\n".join(
+            (
+                "# What each part of the training is worth",
+                "",
+                "Written by the `ablations` stage of training. Top-1 in % on "
+                f"{images} held-out training images, mean of the symmetric and the asymmetric form, uniform "
+                f"bits for weights and activations; {options.epochs} epochs each "
+                f"({sides}), one seed ({options.seed}).",
+                "",
+                ablation_table(ablations),
+                "![accuracy against bits of every variant](ablations.png)",
+                "",
+            )
+        ).encode(),
+    )
+    return page
 
 
 def _describe(data: ImageData) -> str:

@@ -34,19 +34,30 @@ def weight_distribution_loss(
     return torch.stack(terms).mean()
 
 
-def guided_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, guidance: float = 0.5) -> Tensor:
+def guided_loss(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    guidance: float = 0.5,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """One term of GPG (Eq. 7): k * KL(teacher || student) + (1 - k) * cross entropy, at temperature 1.
 
     Args:
         logits: [N, classes] of the student.
         labels: int64 [N].
-        teacher_logits: [N, classes] of the next wider subnet, detached.
+        teacher_logits: [N, classes] of the next wider subnet, detached; None for cross entropy alone.
         guidance: k in [0, 1].
+        label_smoothing: of the cross entropy, [0, 1).
     """
+    hard = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if teacher_logits is None or guidance == 0:
+        return hard
     divergence = functional.kl_div(
         functional.log_softmax(logits, 1),
         functional.log_softmax(teacher_logits, 1),
         reduction="batchmean",
         log_target=True,
     )
-    return guidance * divergence + (1 - guidance) * functional.cross_entropy(logits, labels)
+    return guidance * divergence + (1 - guidance) * hard

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
@@ -36,15 +37,26 @@ WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetSettings:
-    """Adam with a learning rate of its own for step sizes and zero-points; warm-up, then cosine to 0."""
+    """Adam with learning rates of their own for step sizes and zero-points; warm-up, then cosine to 0.
+
+    Attributes:
+        guidance: share of the next wider subnet's logits in a subnet's loss, [0, 1]; the rest are labels.
+        label_smoothing: of the cross entropy, [0, 1).
+        float_teacher: the float network guides the highest subnet, as that guides the others.
+        averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
+    """
 
     architecture: str = "resnet20"
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 1e-3
-    quantizer_learning_rate: float = 2e-3
+    step_size_learning_rate: float = 2e-3
+    zero_point_learning_rate: float = 2e-3
     warmup_steps: int = 100
     guidance: float = 0.5
+    label_smoothing: float = 0.0
+    float_teacher: bool = False
+    averaging: float = 0.0
     skewness_weight: float = 1.0
     kurtosis_weight: float = 0.015
     sizes: ImageSizes = field(default_factory=ImageSizes)
@@ -55,13 +67,7 @@ class SupernetSettings:
 
 def start_supernet(data: ImageData, float_weights: Path, architecture: str, device: torch.device) -> Supernet:
     """The supernet of a float network, with quantisers fitted to its weights and 256 training images."""
-    model = build_model(architecture, len(data.classes))
-    try:
-        model.load_state_dict(load_file(float_weights))
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"{float_weights} does not hold the weights of {architecture}: {error}"
-        ) from error
+    model = float_network(data, float_weights, architecture)
     model = model.to(device)
     images = normalise(data.train.images[:INITIALISATION_IMAGES], data.mean, data.std).to(device)
     supernet = Supernet(
@@ -94,11 +100,12 @@ def train_supernet(
     """
     run = Run(folder, settings)
     supernet = start_supernet(data, float_weights, settings.architecture, device)
-    step_sizes = [p for n, p in supernet.named_parameters() if "_quantizer." in n]
-    others = [p for n, p in supernet.named_parameters() if "_quantizer." not in n]
-    optimizer = torch.optim.Adam(
-        [{"params": others}, {"params": step_sizes}], lr=settings.learning_rate, fused=True
-    )
+    teacher = float_network(data, float_weights, supernet.architecture).to(device)
+    moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
+    trained = cast(Supernet, averaged.module) if settings.averaging else supernet
+    optimizer = supernet_optimizer(supernet, settings)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
     )
@@ -106,49 +113,33 @@ def train_supernet(
     start = 0
     if (state := run.resume()) is not None:
         supernet.load_state_dict(state["supernet"])
+        averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     forward = torch.compile(supernet.model, dynamic=False) if settings.compile else supernet.model
-    totals = torch.zeros(7, dtype=torch.float64)
+    guide = torch.compile(teacher, dynamic=False) if settings.compile else teacher
+    totals = torch.zeros(7, dtype=torch.float64, device=device)
     steps_seen, began = 0, time.perf_counter()
     progress = tqdm(range(start, total), initial=start, total=total, desc="supernet", unit="step")
     for step in progress:
-        factor = warmup_cosine(step, total, settings.warmup_steps)
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-        optimizer.param_groups[1]["lr"] = settings.quantizer_learning_rate * factor
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * warmup_cosine(step, total, settings.warmup_steps)
         images, labels = batches.at(step)
         subnets = sandwich(supernet.space, seeded(settings.seed, "subnets", step))
         supernet.train()
+        with torch.no_grad():
+            guidance = guide(images) if settings.float_teacher else None
         optimizer.zero_grad(set_to_none=True)
-        measured = []
-        teacher: Tensor | None = None
-        # Backward after each forward: only one subnet's activations are alive, and `activate` may then
-        # change the tables that this backward needed.
-        for subnet in subnets:
-            supernet.activate(subnet)
-            logits = forward(images)
-            loss = (
-                functional.cross_entropy(logits, labels)
-                if teacher is None
-                else guided_loss(logits, labels, teacher, settings.guidance)
-            )
-            torch.autograd.backward(loss)
-            teacher = logits.detach()
-            measured += [loss.detach(), (teacher.argmax(1) == labels).float().mean()]
-        regularisation = weight_distribution_loss(
-            [layer.weight for layer in supernet.layers],
-            skewness_weight=settings.skewness_weight,
-            kurtosis_weight=settings.kurtosis_weight,
-        )
-        torch.autograd.backward(regularisation)
+        totals += backward_through(supernet, forward, images, labels, subnets, guidance, settings)
         optimizer.step()
-        totals += torch.stack([*measured, regularisation.detach()]).double().cpu()
+        if settings.averaging:
+            averaged.update_parameters(supernet)
         steps_seen += 1
         if (step + 1) % batches.steps_per_epoch == 0:
-            means = [round(float(value), 4) for value in totals / steps_seen]
+            means = [round(float(value), 4) for value in totals.cpu() / steps_seen]
             speed = steps_seen * settings.batch_size / (time.perf_counter() - began)
             accuracies = held_out_accuracies(
-                supernet,
+                trained,
                 data,
                 [supernet.space.uniform(FORMS[form], bits) for form, bits in WATCHED],
                 seed=settings.seed,
@@ -167,9 +158,90 @@ def train_supernet(
             steps_seen, began = 0, time.perf_counter()
         if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 == total:
             run.checkpoint(
-                {"supernet": supernet.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                {
+                    "supernet": supernet.state_dict(),
+                    "averaged": averaged.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                }
             )
-    return save_trained(folder, supernet)
+    return save_trained(folder, trained)
+
+
+def float_network(data: ImageData, float_weights: Path, architecture: str) -> nn.Module:
+    """The pre-trained network, in training mode: its BatchNorm then fits images of any size.
+
+    Raises:
+        TrainingError: the file does not hold its weights.
+    """
+    model = build_model(architecture, len(data.classes))
+    try:
+        model.load_state_dict(load_file(float_weights))
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"{float_weights} does not hold the weights of {architecture}: {error}"
+        ) from error
+    return model.train()
+
+
+def supernet_optimizer(supernet: Supernet, settings: SupernetSettings) -> torch.optim.Adam:
+    """Adam with a group each for weights, step sizes and zero-points."""
+    named = list(supernet.named_parameters())
+    step_sizes = [p for n, p in named if "_quantizer.log_step" in n]
+    zero_points = [p for n, p in named if "_quantizer.zero_point" in n]
+    weights = [p for n, p in named if "_quantizer." not in n]
+    return torch.optim.Adam(
+        [
+            {"params": weights, "lr": settings.learning_rate},
+            {"params": step_sizes, "lr": settings.step_size_learning_rate},
+            {"params": zero_points, "lr": settings.zero_point_learning_rate},
+        ],
+        fused=True,
+    )
+
+
+def backward_through(
+    supernet: Supernet,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    subnets: Sequence[SubnetConfiguration],
+    guidance: Tensor | None,
+    settings: SupernetSettings,
+) -> Tensor:
+    """Add the gradients of one step: each subnet guided by the one before it, and the weights' distribution.
+
+    Args:
+        supernet: whose parameters get the gradients.
+        forward: computes its logits, compiled or not.
+        images: normalised float32 [N, C, H, W].
+        labels: int64 [N].
+        subnets: from wide to narrow.
+        guidance: logits [N, classes] for the first subnet, or None for labels alone.
+        settings: weights of the losses.
+
+    Returns:
+        float64 [2 S + 1]: loss and accuracy of each of the S subnets, then the regularisation.
+    """
+    measured = []
+    # Backward after each forward: only one subnet's activations are alive, and `activate` may then
+    # change the tables that this backward needed.
+    for subnet in subnets:
+        supernet.activate(subnet)
+        logits = forward(images)
+        loss = guided_loss(
+            logits, labels, guidance, settings.guidance, label_smoothing=settings.label_smoothing
+        )
+        torch.autograd.backward(loss)
+        guidance = logits.detach()
+        measured += [loss.detach(), (guidance.argmax(1) == labels).float().mean()]
+    regularisation = weight_distribution_loss(
+        [layer.weight for layer in supernet.layers],
+        skewness_weight=settings.skewness_weight,
+        kurtosis_weight=settings.kurtosis_weight,
+    )
+    torch.autograd.backward(regularisation)
+    return torch.stack([*measured, regularisation.detach()]).double()
 
 
 def warmup_cosine(step: int, total: int, warmup: int) -> float:
