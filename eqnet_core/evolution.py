@@ -2,8 +2,10 @@
 
 Each generation makes as many children as there are individuals, repairs them into the budget, and keeps the
 best of both. Since only the best ever seen survive, a child that was seen before cannot enter the population
-again: it is dropped without a prediction. Budgets that are searched side by side (`limits` [I, 2]) are
-islands that learn from their neighbours, which have a little more or a little less to spend.
+again: it is dropped without a prediction. A population that stops improving is put aside for a new one, which
+thus has to settle elsewhere; the last generations breed the best of all of them. Budgets that are searched
+side by side (`limits` [I, 2]) are islands that learn from their neighbours, which have a little more or a
+little less to spend.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.genome import Codes, Genome
-from eqnet_core.repair import grow, shrink
+from eqnet_core.repair import Limits, Precedence, Repair, random_bytes
 
 Fitness = Callable[[Codes], NDArray[np.float64]]
 """Fitness [N], higher is better, of codes [N, 2, L]."""
 
-MUTATION_RATES = (0.5, 1.5, 4.0)
-"""Genes that step up or down by themselves, on average; each child gets one of these."""
+MUTATIONS = (0, 1, 1, 2, 5)
+"""Genes that change by themselves; each child gets one of these."""
+
+JUMPS = 7
+"""One mutation in so many lands on any code of its gene; the others step down or up. Steps alone do not get
+across a bit-width that is bad in one layer."""
 
 FATHER_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """Share of the genes that come from the father; each child gets one of these."""
@@ -30,9 +36,14 @@ GROWN = 7 / 8
 """Share of children that spend what is left of the budget; the others are judged as they are."""
 
 LEAST_GROWN = GROWN / 128
-GROWTH_ROUNDS = 2
 NEIGHBOUR = 1 / 4
-"""Share of fathers that come from the next island."""
+"""Share of parents that come from the next island."""
+
+PATIENCE = 30
+"""Generations without improvement after which a population is put aside."""
+
+FINAL_SHARE = 1 / 5
+"""Share of the generations, `PATIENCE` at least, in which the populations that were put aside meet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +56,24 @@ class Evolved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The budgets of I islands: upper bounds on the sums of `Genome.size` [I, 2], and on bit operations [I]
-    or None."""
+class Population:
+    """Codes [P * I, 2, L], individual-major (row p * I + i), and scores [P, I]."""
 
-    sizes: NDArray[np.int64]
-    operations: NDArray[np.int64] | None
+    codes: Codes
+    scores: NDArray[np.float64]
 
     @classmethod
-    def of(cls, genome: Genome) -> Limits:
-        """One island with the genome's own budget."""
-        operations = genome.operations_limit
-        return cls(
-            sizes=genome.limits[None, :],
-            operations=None if operations is None else np.array([operations], dtype=np.int64),
-        )
+    def best(cls, populations: list[Population], count: int) -> Population:
+        """The `count` best of each island, best first."""
+        codes = np.concatenate([population.codes for population in populations])
+        scores = np.concatenate([population.scores for population in populations])
+        islands = np.arange(scores.shape[1])
+        order = (-scores).argsort(axis=0, kind="stable")[:count]
+        return cls(codes=codes[(order * len(islands) + islands).ravel()], scores=scores[order, islands])
 
-    def __len__(self) -> int:
-        return len(self.sizes)
+    def first(self, count: int) -> Population:
+        """The first `count` of each island."""
+        return Population(codes=self.codes[: count * self.scores.shape[1]], scores=self.scores[:count])
 
 
 def evolve(
@@ -78,26 +89,33 @@ def evolve(
     """Search `generations` x `population` subnets per island; deterministic in `generator`. Budgets must be
     feasible.
 
-    The first generation is uniform subnets and Monte-Carlo samples, inside the budget and at its boundary.
+    The first generation is uniform subnets, and Monte-Carlo samples inside the budget and at its boundary.
     `progress` is told the fraction done after every generation.
     """
-    islands = len(limits)
     nursery = _Nursery(genome, limits, population, generator)
-    census = _Census(genome, islands, population, fitness)
-    codes = nursery.first()  # [P * I, 2, L], individual-major: row p * I + i
-    scores = census.judge(codes).reshape(population, islands)
-    rows = np.arange(islands)
-    for generation in range(generations):
-        if generation > 0:
-            children = nursery.children(codes, news=census.news)
-            codes = np.concatenate([codes, children])
-            scores = np.concatenate([scores, census.judge(children).reshape(population, islands)])
-        order = np.argsort(-scores, axis=0, kind="stable")[:population]
-        codes = codes[(order * islands + rows).ravel()]
-        scores = np.take_along_axis(scores, order, axis=0)
+    census = _Census(genome, len(limits), population, fitness)
+    final = generations - max(PATIENCE, round(FINAL_SHARE * generations))
+    settled: list[Population] = []
+    current, stale = Population.best([census.judge(nursery.first())], population), 0
+    for generation in range(1, generations):
         if progress is not None:
-            progress((generation + 1) / generations)
-    return Evolved(codes=codes[:islands], fitness=scores[0], evaluations=census.evaluations)
+            progress(generation / generations)
+        if generation == final and settled:
+            settled.append(current)
+            quota = -(-population // len(settled))
+            current = Population.best([each.first(quota) for each in settled], population)
+        elif stale >= PATIENCE and generation < final - PATIENCE:
+            settled.append(current)
+            current, stale = Population.best([census.judge(nursery.first())], population), 0
+            continue
+        children = census.judge(nursery.children(current.codes, news=census.news))
+        improved = (children.scores.max(axis=0) > current.scores[0]).any()
+        stale = 0 if improved else stale + 1
+        current = Population.best([current, children], population)
+    if progress is not None:
+        progress(1.0)
+    winner = Population.best([*(each.first(1) for each in settled), current.first(1)], 1)
+    return Evolved(codes=winner.codes, fitness=winner.scores[0], evaluations=census.evaluations)
 
 
 class _Census:
@@ -109,14 +127,15 @@ class _Census:
         # looked at.
         multipliers = np.random.default_rng(2023).integers(2**64, size=genome.lowest.size, dtype=np.uint64)
         self._multipliers = multipliers.view(np.int64)
+        self._islands = islands
         self._offsets = np.tile(np.arange(islands) * np.int64(0x9E3779B97F4A7C1), population)
         self._fitness = fitness
         self._seen: set[int] = set()
         self.evaluations = 0
         self.news = 1.0  # share of the codes judged last that had never been seen before
 
-    def judge(self, codes: Codes) -> NDArray[np.float64]:
-        """Fitness [N] of codes [N, 2, L]."""
+    def judge(self, codes: Codes) -> Population:
+        """Codes [P * I, 2, L] with their fitness."""
         keys = codes.reshape(len(codes), -1) @ self._multipliers + self._offsets
         listed = keys.tolist()
         fresh = ~np.fromiter(map(self._seen.__contains__, listed), dtype=bool, count=len(listed))
@@ -130,7 +149,7 @@ class _Census:
             scores[positions] = self._fitness(codes[positions])
         self.evaluations += len(positions)
         self.news = len(positions) / len(codes)
-        return scores
+        return Population(codes=codes, scores=scores.reshape(-1, self._islands))
 
 
 class _Nursery:
@@ -145,18 +164,22 @@ class _Nursery:
         self._islands = len(limits)
         self._count = population * self._islands
         self._layers = genome.lowest.shape[1]
-        self._limits = np.tile(limits.sizes, (population, 1))
-        self._operations = None if limits.operations is None else np.tile(limits.operations, population)
+        self._limits = limits.repeated(population)
+        self._repair = Repair(genome, self._limits)
         self._own = np.tile(np.arange(self._islands), population)
-        # Chances in 1/256: a random byte below `down` steps down, one from `up` on steps up.
-        chances = np.clip(256 * np.array(MUTATION_RATES) / (2 * genome.lowest.size), 1, 127).round()
-        self._down = np.resize(chances, self._count).astype(np.uint8)[:, None]
-        self._up = (256 - self._down.astype(np.int64)).astype(np.uint8)
         self._share = np.resize(256 * np.array(FATHER_SHARES), self._count).astype(np.uint8)[:, None]
+        self._mutants = np.repeat(np.arange(self._count), np.resize(MUTATIONS, self._count))
+        # Where there is a choice: genes, their lowest codes and how many they have.
+        self._genes = (genome.highest > genome.lowest).ravel().nonzero()[0]
+        self._lowest = genome.lowest.ravel()[self._genes]
+        self._highest = genome.highest.ravel()[self._genes]
         self._grown = GROWN
 
     def first(self) -> Codes:
-        """Uniform subnets, then Monte-Carlo samples; every second one is grown to the budget's boundary."""
+        """Uniform subnets, then Monte-Carlo samples; half of those are grown to the budget's boundary.
+
+        Uniform subnets within the budget stay as they are: no answer is predicted to be worse than they.
+        """
         genome, generator = self._genome, self._generator
         levels = np.unique(genome.effective)
         pairs = np.stack(np.meshgrid(levels, levels, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -171,8 +194,8 @@ class _Nursery:
         spread = generator.integers(-2, 2, size=(samples, 2, self._layers), endpoint=True)
         bits[uniform:] = average + spread
         codes = np.repeat(genome.at_most(bits), self._islands, axis=0)
-        every_second = (np.arange(self._count) // self._islands) % 2 == 0
-        return self._repaired(codes, every_second, rounds=self._genome.most_steps)
+        grown = slice((uniform + samples // 2) * self._islands, None)
+        return self._repaired(codes, grown, rounds=genome.most_steps)
 
     def children(self, parents: Codes, *, news: float) -> Codes:
         """As many children as parents [P * I, 2, L], which are ordered best first.
@@ -184,53 +207,47 @@ class _Nursery:
             self._grown = max(self._grown / 2, LEAST_GROWN)
         elif news > 3 / 4:
             self._grown = min(self._grown * 2, GROWN)
-        generator, count, islands = self._generator, self._count, self._islands
+        generator, count = self._generator, self._count
+        draws = generator.random((2, count))
         # The rank of the better of two individuals drawn at random.
-        ranks = (self._population * (1 - np.sqrt(1 - generator.random((2, count))))).astype(np.int64)
-        mothers = parents[ranks[0] * islands + self._own]
-        father_islands = self._own
-        if islands > 1:
-            draw = generator.random(count)
-            step = (draw < NEIGHBOUR / 2).astype(np.int64) - (draw > 1 - NEIGHBOUR / 2)
-            father_islands = np.clip(father_islands + step, 0, islands - 1)
-        fathers = parents[ranks[1] * islands + father_islands]
-
+        rows = (self._population * (1 - np.sqrt(1 - draws))).astype(np.int64) * self._islands
+        rows += self._parent_islands()
         genes = self._genome.lowest.size
-        noise = np.frombuffer(generator.bytes(2 * count * genes), dtype=np.uint8).reshape(2, count, genes)
-        codes = np.where((noise[0] < self._share).reshape(mothers.shape), fathers, mothers)
-        codes += (noise[1] >= self._up).reshape(codes.shape)
-        codes -= (noise[1] < self._down).reshape(codes.shape)
-        np.maximum(codes, self._genome.lowest, out=codes)
-        np.minimum(codes, self._genome.highest, out=codes)
-        grown = round(self._grown * self._population) * islands
-        return self._repaired(codes, slice(0, grown), rounds=GROWTH_ROUNDS)
+        flat = parents.reshape(-1, genes)
+        fathers = random_bytes(generator, (count, genes)) < self._share
+        codes = np.where(fathers, flat[rows[1]], flat[rows[0]])
+        self._mutate(codes)
+        grown = round(self._grown * self._population) * self._islands
+        return self._repaired(codes.reshape(parents.shape), slice(0, grown), rounds=1)
 
-    def _repaired(self, codes: Codes, grown: slice | NDArray[np.bool_], *, rounds: int) -> Codes:
-        order = np.argsort(self._generator.random(self._layers))
-        arranged = codes[:, :, order]
-        macs = self._genome.macs[order]
-        weights_first = np.zeros((self._count, self._layers), dtype=bool)
-        if self._operations is not None:
-            weights_first = self._generator.random((self._count, self._layers)) < 0.5
-        shrink(
-            arranged,
-            self._genome,
-            limits=self._limits,
-            operations_limits=self._operations,
-            macs=macs,
-            weights_first=weights_first,
-        )
-        growing = arranged[grown]
-        grow(
-            growing,
-            self._genome,
-            limits=self._limits[grown],
-            operations_limits=None if self._operations is None else self._operations[grown],
-            macs=macs,
-            weights_first=weights_first[grown],
-            rounds=rounds,
-        )
-        arranged[grown] = growing
-        repaired = np.empty_like(codes)
-        repaired[:, :, order] = arranged
-        return repaired
+    def _parent_islands(self) -> NDArray[np.int64]:
+        """Where mothers and fathers come from, broadcastable to [2, P * I]."""
+        if self._islands == 1:
+            return self._own
+        draw = self._generator.random((2, self._count))
+        step = (draw < NEIGHBOUR / 2).astype(np.int64) - (draw > 1 - NEIGHBOUR / 2)
+        islands: NDArray[np.int64] = np.clip(self._own + step, 0, self._islands - 1)
+        return islands
+
+    def _mutate(self, codes: Codes) -> None:
+        """Change codes [N, genes] in place. A gene that is drawn twice changes once."""
+        if not len(self._genes):
+            return
+        mutants = self._mutants
+        draws = self._generator.random((2, len(mutants)))
+        drawn = (draws[0] * len(self._genes)).astype(np.int64)
+        genes, lowest, highest = self._genes[drawn], self._lowest[drawn], self._highest[drawn]
+        mutated = codes[mutants, genes]
+        mutated += np.where(draws[1] < 1 / 2, -1, 1)
+        jumps = slice(0, None, JUMPS)
+        spans = highest[jumps] - lowest[jumps] + 1
+        mutated[jumps] = lowest[jumps] + (draws[1, jumps] * spans).astype(np.int64)
+        np.maximum(mutated, lowest, out=mutated)
+        np.minimum(mutated, highest, out=mutated)
+        codes[mutants, genes] = mutated
+
+    def _repaired(self, codes: Codes, grown: slice, *, rounds: int) -> Codes:
+        precedence = Precedence(self._generator, self._limits, self._layers)
+        self._repair.shrink(codes, precedence)
+        self._repair.grow(codes, precedence, rows=grown, rounds=rounds)
+        return codes

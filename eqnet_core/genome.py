@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,30 @@ class Genome:
 
     def features(self, codes: Codes) -> NDArray[np.float32]:
         """Predictor input [N, encoding_size] of codes [N, 2, L]."""
+        features = np.empty((len(codes), self.space.encoding_size), dtype=np.float32)
+        features[:] = self._encoded_head
+        rows = np.arange(0, features.size, features.shape[1])
+        features.ravel()[self._columns.take(codes) + rows[:, None, None]] = 1.0
+        return features
+
+    @cached_property
+    def _encoded_head(self) -> NDArray[np.float32]:
+        """What all subnets of the request share, [encoding_size]: no bits are set."""
+        head: NDArray[np.float32] = self._encoded(self.lowest[None])[0]
+        head[self._columns.take(self.lowest)] = 0.0
+        return head
+
+    @cached_property
+    def _columns(self) -> Codes:
+        """The column of the encoding that each code sets, found by setting it."""
+        columns = np.empty(len(self.emitted), dtype=np.int64)
+        for step in range(self.most_steps + 1):
+            codes = np.minimum(self.lowest + step, self.highest)
+            # One column is set per gene, in order, behind what all subnets share.
+            columns[codes.ravel()] = self._encoded(codes[None])[0].nonzero()[0][-codes.size :]
+        return columns
+
+    def _encoded(self, codes: Codes) -> NDArray[np.float32]:
         bits = self.emitted.take(codes)
         return self.space.encode_population(
             self.profile.form,

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from eqnet_core.cost import Cost, CostModel
 from eqnet_core.errors import InvalidProfileError, Violation
-from eqnet_core.evolution import Limits, evolve
+from eqnet_core.evolution import evolve
 from eqnet_core.genome import Codes, Genome, build_genome, limit_genome
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin
+from eqnet_core.repair import Limits
 from eqnet_core.search import AccuracyPredicting
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.cost import Cost, CostModel
-from eqnet_core.evolution import Evolved, Limits, evolve
+from eqnet_core.evolution import Evolved, evolve
 from eqnet_core.genome import Codes, Genome, build_genome
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
+from eqnet_core.repair import Limits
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 
 BATCH = 8192

@@ -88,6 +88,19 @@ def test_seven_and_eight_bits_are_one_choice_where_they_are_the_same(tiny_space:
     assert genome.configuration(genome.highest).activation_bits == (8, 8, 8)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_features_are_those_of_the_configurations(tiny_space: SearchSpace, signed: bool) -> None:
+    genome = build_genome(
+        costs=CostModel(tiny_space),
+        profile=profile((2, 4, 5, 8), (2, 7, 8), signed=signed),
+        budget=Budget(weight_bits=6.0, activation_bits=6.0),
+        pins={"b": LayerPin(weight_bits=5)},
+    )
+    codes = everything(genome)[::5]
+    expected = tiny_space.encode([genome.configuration(one) for one in codes])
+    np.testing.assert_array_equal(genome.features(codes), expected)
+
+
 def test_a_side_that_no_bound_reaches_has_its_highest_bits(tiny_space: SearchSpace) -> None:
     costs = CostModel(tiny_space)
     device = profile((2, 4, 6), (3, 5))
