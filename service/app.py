@@ -36,6 +36,7 @@ from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
 from service.supernets.endpoints import router as supernets
+from service.tracing import Tracing
 
 _LIST_BODY = 16 * 1024 * 1024
 """Bytes that a list of 10,000 configurations may have."""
@@ -49,13 +50,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         KeyEntryError, KeyFileError: the API keys cannot be used.
+        TracingError: traces are wanted and cannot be had.
     """
     metrics = Metrics()
+    tracing = Tracing.from_environment(version("eqnet-serve"))
     app = FastAPI(
         title="EQ-Net Serve",
         version=version("eqnet-serve"),
         description=_DESCRIPTION,
-        lifespan=_lifespan(settings, metrics),
+        lifespan=_lifespan(settings, metrics, tracing),
         docs_url=None,  # both load their scripts from a public server; `install_pages` has its own
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat whatever the Host header says
@@ -73,14 +76,15 @@ def create_app(settings: Settings) -> FastAPI:
         exempt={"/predict-accuracy": _LIST_BODY},
     )
     app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=metrics)
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics, tracing=tracing)
     return app
 
 
-def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
+def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(tracing.stop)
             url = settings.redis_url
             if url is None:
                 folder = stack.enter_context(DataFolder(settings.data_dir))
@@ -105,7 +109,12 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
             store = SubnetStore(redis, lease=settings.lease)
             artifacts = ArtifactStore(settings.artifacts_location)
             builds = LeasedBuilds(
-                store=store, artifacts=artifacts, pool=pool, lease=settings.lease, metrics=metrics
+                store=store,
+                artifacts=artifacts,
+                pool=pool,
+                lease=settings.lease,
+                metrics=metrics,
+                tracing=tracing,
             )
             queue = LocalQueue(store=store, pool=pool, builds=builds)
             if supernets.factories:

@@ -72,8 +72,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import logging
-
     import uvicorn
     from pydantic import ValidationError
 
@@ -81,10 +79,12 @@ def _serve(options: argparse.Namespace) -> int:
     from service.app import create_app
     from service.data_folder import DataFolder, DataFolderError
     from service.jobs.evaluation import EvaluationSet
+    from service.logs import configure_logging
     from service.security.exposure import ExposedError, check_exposure
     from service.security.key_file import KeyFileError
     from service.security.keys import KeyEntryError
     from service.settings import Settings
+    from service.tracing import TracingError
 
     try:
         settings = Settings()
@@ -95,6 +95,7 @@ def _serve(options: argparse.Namespace) -> int:
                 pass
         if settings.evaluation_data is not None:
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
+        app = create_app(settings)
     except ValidationError as error:
         for entry in error.errors():
             name = "_".join(str(part) for part in entry["loc"]).upper()
@@ -103,17 +104,16 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyEntryError as error:
         print(f"eqnet: EQNET_API_KEYS: {error}", file=sys.stderr)
         return 2
-    except (DataFolderError, EqnetError, ExposedError, KeyFileError) as error:
+    except (DataFolderError, EqnetError, ExposedError, KeyFileError, TracingError) as error:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("eqnet").setLevel(options.log_level.upper())
+    configure_logging(form=settings.log_format, level=options.log_level)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=options.host,
         port=options.port,
-        log_level=options.log_level,
-        access_log=options.log_level == "debug",
+        log_config=None,
+        access_log=False,  # `service.observed` logs requests, with what belongs to them
         timeout_graceful_shutdown=10,
         server_header=False,
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.logs import LogFormat
 from service.security.key_file import KeyFile, KeyFileError, KeysInForce, default_key_file
 from service.security.keys import KeyRing
 
@@ -91,6 +92,9 @@ class Settings(BaseSettings):
     )
     allow_anonymous: bool = Field(
         default=False, description="Listen beyond this machine without any API key too (default: refuse)."
+    )
+    log_format: LogFormat = Field(
+        default="text", description="`text` for people, or `json`: one object a line."
     )
     rate_limit: float = Field(
         default=0.0,

@@ -55,5 +55,10 @@ async def ready(state: State) -> Ready:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(state: State) -> Response:
-    text = state.metrics.exposition(queued=state.queue.queued, restarts=state.queue.restarts)
+    text = state.metrics.exposition(
+        queued=state.queue.queued,
+        restarts=state.queue.restarts,
+        builders=state.queue.builders,
+        supernets={name: factory.bundle.digest for name, factory in state.supernets.factories.items()},
+    )
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

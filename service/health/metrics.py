@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+_ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BUILD_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 
 
 class Metrics:
@@ -10,14 +23,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._requests = Counter(
             "eqnet_requests_total",
-            "Requests answered",
+            "Requests answered; status 499 where the client hung up first",
             ["method", "route", "status"],
             registry=self._registry,
         )
-        self.request_seconds = Histogram(
-            "eqnet_request_seconds", "Time to answer", ["route"], registry=self._registry
+        self._request_seconds = Histogram(
+            "eqnet_request_seconds",
+            "Time to answer, waiting for builds included",
+            ["route"],
+            buckets=_ANSWER_BUCKETS,
+            registry=self._registry,
         )
         self.refused = Counter(
             "eqnet_refused_requests_total",
@@ -38,13 +57,42 @@ class Metrics:
             registry=self._registry,
         )
         self.build_seconds = Histogram(
-            "eqnet_build_seconds", "Time from claim to record", registry=self._registry
+            "eqnet_build_seconds",
+            "Time from claim to record",
+            buckets=_BUILD_BUCKETS,
+            registry=self._registry,
         )
-        self.queue = Gauge("eqnet_queued_builds", "Builds that wait for a builder", registry=self._registry)
-        self.restarts = Gauge("eqnet_builder_restarts", "Builders replaced", registry=self._registry)
+        self._stage_seconds = Histogram(
+            "eqnet_build_stage_seconds",
+            "Time that each stage of a build took",
+            ["stage"],
+            buckets=_BUILD_BUCKETS,
+            registry=self._registry,
+        )
+        self._queue = Gauge("eqnet_queued_builds", "Builds that wait for a builder", registry=self._registry)
+        self._builders = Gauge("eqnet_builders", "Builder processes that run", registry=self._registry)
+        self._restarts = Gauge("eqnet_builder_restarts", "Builders replaced", registry=self._registry)
+        self._supernets = Gauge(
+            "eqnet_supernet_info", "The supernets served", ["name", "digest"], registry=self._registry
+        )
 
-    def exposition(self, *, queued: int, restarts: int) -> bytes:
-        """The text format, with the pool's present numbers."""
-        self.queue.set(queued)
-        self.restarts.set(restarts)
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, status).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def stages(self, seconds: Mapping[str, float]) -> None:
+        """The stages of a build that has ended."""
+        for stage, duration in seconds.items():
+            self._stage_seconds.labels(stage).observe(duration)
+
+    def exposition(
+        self, *, queued: int, restarts: int, builders: int = 0, supernets: Mapping[str, str] | None = None
+    ) -> bytes:
+        """The text format, with the present numbers; `supernets` are digests by name."""
+        self._queue.set(queued)
+        self._restarts.set(restarts)
+        self._builders.set(builders)
+        self._supernets.clear()
+        for name, digest in (supernets or {}).items():
+            self._supernets.labels(name, digest).set(1)
         return generate_latest(self._registry)

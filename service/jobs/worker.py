@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from eqnet_core.factory import Factory
 from service.jobs.evaluation import EvaluationSet
+from service.logs import configure_logging, subnet_id
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.builder import build, problem_document
 from service.subnets.order import SubnetOrder
@@ -51,6 +52,7 @@ class Worker:
                 _say(answers, {"stage": stage, "fraction": round(fraction, 3)})
 
         try:
+            subnet_id.set(job["id"])
             order = SubnetOrder.from_json(job["order"])
             outcome: dict[str, Any] = {
                 "built": build(
@@ -85,11 +87,11 @@ def main() -> None:
     parser.add_argument("--artifacts-url", required=True)
     parser.add_argument("--evaluation-data")
     parser.add_argument("--evaluation-limit", type=int, default=10_000)
+    parser.add_argument("--log-format", default=os.environ.get("EQNET_LOG_FORMAT", "text"))
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("bundles", nargs="+")
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logger.setLevel(logging.INFO)
+    configure_logging(form="json" if options.log_format == "json" else "text", level="info")
 
     # Answers keep the real standard output to themselves: whatever a library prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

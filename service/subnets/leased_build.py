@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from service.health.metrics import Metrics
 from service.jobs.pool import BuilderDiedError, BuilderPool, BuildTimeoutError
+from service.logs import subnet_id
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.builder import problem_document
 from service.subnets.store import Claim, LeaseLostError, StoreUnavailableError, SubnetStore
+from service.tracing import Tracing
 
 logger = logging.getLogger("eqnet.subnets")
 
@@ -38,18 +40,26 @@ class LeasedBuilds:
         pool: BuilderPool,
         lease: float,
         metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._pool = pool
         self._interval = min(_HEARTBEAT, lease / 4)
         self._metrics = metrics
+        self._tracing = tracing or Tracing()
 
     async def run(self, claim: Claim) -> Ending:
         """Hold the lease while the pool builds on the place reserved there, then publish.
 
         Cancelling this ends the builder and hands the build back: whoever claims it next, does at once.
         """
+        subnet = claim.stored.id
+        subnet_id.set(subnet)
+        with self._tracing.build(subnet):
+            return await self._run(claim)
+
+    async def _run(self, claim: Claim) -> Ending:
         subnet = claim.stored.id
         state: dict[str, Any] = {"stage": "queued", "fraction": 0.0}
         started = time.monotonic()
@@ -109,6 +119,9 @@ class LeasedBuilds:
                 outcome = {"failed": problem_document(error)}
             else:
                 await self._finish(claim, ready)
+                self._metrics.stages(ready["timings"])
+                self._tracing.stages(ready["timings"], end=time.time())
+                logger.info("built %s", claim.stored.id, extra={"timings": ready["timings"]})
                 return "ready"
         # What a failed build has stored is of no use to anybody, and may be what fills the disk.
         with suppress(StoreUnavailableError, OSError):
