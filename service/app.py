@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -18,8 +17,7 @@ from service.errors import install_error_handlers
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
 from service.jobs.evaluation import evaluation_digest
-from service.jobs.local import LocalQueue
-from service.jobs.pool import BuilderPool
+from service.jobs.opening import open_queue
 from service.limits import RequestLimits
 from service.observed import Observed
 from service.openapi import install_document
@@ -31,7 +29,6 @@ from service.state import ServiceState
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.caretaker import Caretaker
 from service.subnets.endpoints import router as subnets
-from service.subnets.leased_build import LeasedBuilds
 from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
@@ -100,23 +97,17 @@ def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callabl
                 evaluation = await asyncio.to_thread(
                     evaluation_digest, settings.evaluation_data, limit=settings.evaluation_limit
                 )
-            pool = BuilderPool(
-                count=settings.builders,
-                queue_limit=settings.queue_limit,
-                timeout=settings.build_timeout,
-                arguments=_worker_arguments(settings, supernets),
-            )
             store = SubnetStore(redis, lease=settings.lease)
             artifacts = ArtifactStore(settings.artifacts_location)
-            builds = LeasedBuilds(
+            queue = open_queue(
+                settings,
+                supernets=supernets,
+                redis=redis,
                 store=store,
                 artifacts=artifacts,
-                pool=pool,
-                lease=settings.lease,
                 metrics=metrics,
                 tracing=tracing,
             )
-            queue = LocalQueue(store=store, pool=pool, builds=builds)
             if supernets.factories:
                 await queue.start()
             stack.push_async_callback(queue.stop)
@@ -142,12 +133,3 @@ def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callabl
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def _worker_arguments(settings: Settings, supernets: SupernetCatalogue) -> list[str]:
-    threads = settings.builder_threads or max(1, (os.cpu_count() or 1) // settings.builders)
-    arguments = ["--artifacts-url", settings.artifacts_location, "--threads", str(threads)]
-    if settings.evaluation_data is not None:
-        arguments += ["--evaluation-data", str(settings.evaluation_data)]
-        arguments += ["--evaluation-limit", str(settings.evaluation_limit)]
-    return [*arguments, *(str(path) for path in supernets.paths.values())]

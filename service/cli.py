@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -40,13 +43,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", default=HOST, help=f"address to listen on (default {HOST})")
     serve.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default {PORT})")
-    serve.add_argument(
-        "--log-level",
-        default="info",
-        choices=["critical", "error", "warning", "info", "debug"],
-        help="default info",
-    )
     serve.set_defaults(run=_serve)
+
+    worker = commands.add_parser(
+        "worker",
+        help="build for services with the same EQNET_BROKER_URL, EQNET_REDIS_URL and EQNET_ARTIFACTS_URL",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"environment:\n{describe_settings()}",
+    )
+    worker.set_defaults(run=_worker)
+    for command in (serve, worker):
+        command.add_argument(
+            "--log-level",
+            default="info",
+            choices=["critical", "error", "warning", "info", "debug"],
+            help="default info",
+        )
 
     subnet = commands.add_parser("subnet", help="ask a running service for a subnet and save its files")
     subnet.add_argument("--supernet", help="may be left out where only one is loaded")
@@ -97,10 +109,7 @@ def _serve(options: argparse.Namespace) -> int:
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
         app = create_app(settings)
     except ValidationError as error:
-        for entry in error.errors():
-            name = "_".join(str(part) for part in entry["loc"]).upper()
-            print(f"eqnet: EQNET_{name.removeprefix('EQNET_')}: {entry['msg']}", file=sys.stderr)
-        return 2
+        return _tell_settings(error)
     except KeyEntryError as error:
         print(f"eqnet: EQNET_API_KEYS: {error}", file=sys.stderr)
         return 2
@@ -118,6 +127,43 @@ def _serve(options: argparse.Namespace) -> int:
         server_header=False,
     )
     return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    import importlib.util
+
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        return _tell_settings(error)
+    if settings.broker_url is None:
+        print("eqnet: EQNET_BROKER_URL: set it to the broker that the services use", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("celery") is None:
+        print("eqnet: Celery is not installed: pip install eqnet-serve[serve,workers]", file=sys.stderr)
+        return 1
+    from service.jobs.celery_worker import run_worker
+    from service.logs import configure_logging
+    from service.tracing import TracingError
+
+    configure_logging(form=settings.log_format, level=options.log_level)
+    try:
+        return run_worker(settings, log_level=options.log_level)
+    except TracingError as error:
+        print(f"eqnet: {error}", file=sys.stderr)
+        return 1
+
+
+def _tell_settings(error: ValidationError) -> int:
+    for entry in error.errors():
+        name = "_".join(str(part) for part in entry["loc"]).upper()
+        reason = entry["msg"].removeprefix("Value error, ")
+        print(f"eqnet: EQNET_{name.removeprefix('EQNET_')}: {reason}", file=sys.stderr)
+    return 2
 
 
 def _subnet(options: argparse.Namespace) -> int:

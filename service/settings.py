@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
@@ -54,6 +54,19 @@ class Settings(BaseSettings):
         default=None,
         description="Redis for records and locks, such as redis://host:6379/0 "
         "(default: an embedded server in the data folder).",
+    )
+    broker_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Celery broker, such as redis://host:6379/1: builds then run in `eqnet worker`, on any "
+        "number of machines with the same EQNET_REDIS_URL and EQNET_ARTIFACTS_URL "
+        "(default: in builder processes of this server).",
+    )
+    worker_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port on which `eqnet worker` answers /health/ready and /metrics (default 0: none).",
     )
     artifacts_url: str | None = Field(
         default=None,
@@ -110,7 +123,16 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("redis_url", "artifacts_url", "evaluation_data", "api_keys_file", mode="before")
+    @field_validator("broker_url")
+    @classmethod
+    def _shared_store(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("redis_url") is None:
+            raise ValueError("workers need the same records as this server: set EQNET_REDIS_URL too")
+        return value
+
+    @field_validator(
+        "redis_url", "broker_url", "artifacts_url", "evaluation_data", "api_keys_file", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any, TextIO
 
+from eqnet_core.errors import EqnetError
 from eqnet_core.factory import Factory
 from service.jobs.evaluation import EvaluationSet
 from service.logs import configure_logging, subnet_id
@@ -24,6 +25,12 @@ logger = logging.getLogger("eqnet.builder")
 
 _PROGRESS_INTERVAL = 0.1
 """Seconds; a search has thousands of generations and nobody reads as fast."""
+
+
+class NotLoadedError(EqnetError):
+    """The bundle of an order was replaced since it was given."""
+
+    code = "not-loaded"
 
 
 class Worker:
@@ -42,6 +49,14 @@ class Worker:
             factory.warm()
             self._factories[factory.bundle.digest] = factory
 
+    def _factory(self, order: SubnetOrder) -> Factory:
+        try:
+            return self._factories[order.bundle_digest]
+        except KeyError:
+            raise NotLoadedError(
+                f"supernet {order.supernet} ({order.bundle_digest}) is no longer loaded: ask again"
+            ) from None
+
     def run(self, job: dict[str, Any], answers: TextIO) -> None:
         told = ("", 0.0)  # stage, and when
 
@@ -58,7 +73,7 @@ class Worker:
                 "built": build(
                     job["id"],
                     order,
-                    factory=self._factories[order.bundle_digest],
+                    factory=self._factory(order),
                     artifacts=self._artifacts,
                     evaluation=self._evaluation,
                     progress=progress,

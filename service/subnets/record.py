@@ -32,6 +32,7 @@ _FAILURE_STATUS = {
     "builder-died": 503,
     "build-timeout": 503,
     "storage": 503,
+    "not-loaded": 503,
     "build-failed": 500,
     "export-differs-from-simulation": 500,
     "invalid-artifact": 500,

@@ -12,6 +12,7 @@ redis.call('SET', KEYS[2], claim, 'PX', ARGV[2])
 redis.call('SET', KEYS[6], claim)
 local attempt = redis.call('INCR', KEYS[7])
 redis.call('EXPIRE', KEYS[7], 86400)
+redis.call('HDEL', KEYS[8], ARGV[5])
 redis.call('SET', KEYS[1], ARGV[3])
 redis.call('ZADD', KEYS[4], 0, ARGV[4])
 redis.call('SADD', KEYS[3], ARGV[5])
@@ -61,6 +62,7 @@ local holder = redis.call('GET', KEYS[2])
 if holder then redis.call('SET', 'eqnet:cancelled:' .. holder, 1, 'EX', 3600) end
 if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
 redis.call('SREM', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[8], ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[5], KEYS[7])
 redis.call('SET', KEYS[6], 'dropped', 'EX', 86400)
 return current and 1 or 0

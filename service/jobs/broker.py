@@ -1,0 +1,54 @@
+"""The Celery application, as both sides of the broker see it."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.entity import Queue
+from kombu.exceptions import ChannelError
+
+TASK = "eqnet.build"
+"""Takes one argument, the subnet's id: everything else is in the store, where nobody can forge it."""
+
+_QUEUE = "eqnet"
+
+
+def make_celery(broker_url: str, *, build_timeout: float) -> Celery:
+    """`build_timeout` in seconds. Nothing is sent before it is used."""
+    app = Celery("eqnet", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_queues=[Queue(_QUEUE)],  # type: ignore[no-untyped-call]
+        task_default_queue=_QUEUE,
+        # A message is acknowledged when its build has ended, and given to somebody else if its worker ends.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        task_publish_retry=False,  # the caretaker sends what could not be sent
+        broker_connection_timeout=2,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": "eqnet:broker:",
+            "socket_connect_timeout": 2,
+            "socket_timeout": 5,
+            # Redis only. It is the lease that brings back a dead worker's build; this only outlasts builds.
+            "visibility_timeout": int(max(3600, 2 * build_timeout)),
+        },
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+    )
+    return app
+
+
+def messages(app: Celery) -> int:
+    """How many the broker holds that no worker has taken; raises OSError or kombu's OperationalError."""
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        try:
+            return int(connection.default_channel.queue_declare(_QUEUE, passive=True).message_count)
+        except ChannelError:  # no such queue: nothing was ever sent
+            return 0
