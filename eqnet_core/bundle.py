@@ -3,6 +3,7 @@
     bundle.json               schema, name, architecture, classes, input, layers, accuracies, card, digests
     of the rest supernet.safetensors      weights, BatchNorm parameters, step sizes and zero-points
     predictor.safetensors     `AccuracyPredictor` statistics.safetensors    `StatisticsPredictor`
+    ranges.safetensors        `TensorRanges`, which only the `integer` flavour needs: older bundles have none
 
 `bundle.json` holds the SHA-256 of every other file, so that the digest of its canonical form stands for all
 of it.
@@ -28,6 +29,7 @@ from safetensors.numpy import load, save
 
 from eqnet_core.errors import BundleError
 from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import LayerSpec, SearchSpace
 from eqnet_core.statistics import StatisticsPredictor
 from eqnet_core.subnet import InputSpec
@@ -36,6 +38,7 @@ SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
 
 SUPERNET, PREDICTOR, STATISTICS = "supernet.safetensors", "predictor.safetensors", "statistics.safetensors"
+RANGES = "ranges.safetensors"
 
 _DOCUMENT = "bundle.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -137,6 +140,24 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: its statistics predictor is of another supernet")
         return statistics
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether `model.integer.onnx` can be built from this bundle."""
+        return RANGES in self.document["files"]
+
+    def ranges(self) -> TensorRanges:
+        """The ranges of the tensors that only the `integer` flavour quantises.
+
+        Raises:
+            BundleError: the bundle has none, or they are of another version.
+        """
+        if not self.has_ranges:
+            raise BundleError(
+                f"bundle {self.name} has no tensor ranges, which model.integer.onnx needs: "
+                "measure them with the `ranges` stage of training, or ask for model.onnx"
+            )
+        return TensorRanges.from_tensors(self._tensors(RANGES))
+
     def _tensors(self, name: str) -> dict[str, NDArray[Any]]:
         try:
             return load(self.read(name))
@@ -186,11 +207,15 @@ def write_bundle(
     supernet: Mapping[str, NDArray[Any]],
     predictor: AccuracyPredictor,
     statistics: StatisticsPredictor,
+    ranges: TensorRanges | None = None,
+    integer_quality: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle and open it. The folder appears complete or not at all; equal arguments, equal bytes.
 
     `accuracy` (measured top-1 of some subnets) and `card` (data, commands, epochs) are free-form JSON.
+    Without `ranges` the bundle has no `integer` flavour; `integer_quality` is what that one was measured to
+    cost (`training.ranges`).
 
     Raises:
         BundleError: the parts do not fit together, or `folder` holds something else and `overwrite` is not
@@ -202,6 +227,8 @@ def write_bundle(
         PREDICTOR: _save(predictor.to_tensors()),
         STATISTICS: _save(statistics.to_tensors()),
     }
+    if ranges is not None:
+        files[RANGES] = _save(ranges.to_tensors())
     document = {
         "schema": SCHEMA,
         "name": name,
@@ -213,17 +240,44 @@ def write_bundle(
         "accuracy": dict(accuracy),
         "predictor": dict(predictor_quality),
         "statistics": dict(statistics_quality),
+        **({} if integer_quality is None else {"integer": dict(integer_quality)}),
         "card": dict(card),
         "files": {
             file: {"sha256": _sha256(content), "bytes": len(content)} for file, content in files.items()
         },
     }
+    _store(folder, files, document, overwrite=overwrite)
+    return Bundle.open(folder)
+
+
+def add_ranges(folder: str | Path, ranges: TensorRanges, quality: Mapping[str, Any]) -> Bundle:
+    """Give an existing bundle ranges, or others than it had; everything else stays, bit for bit.
+
+    Raises:
+        BundleError: no bundle in `folder`, or a damaged one.
+    """
+    before = Bundle.open(folder)
+    content = _save(ranges.to_tensors())
+    document = {
+        **before.document,
+        "integer": dict(quality),
+        "files": {
+            **before.document["files"],
+            RANGES: {"sha256": _sha256(content), "bytes": len(content)},
+        },
+    }
+    files = {name: before.read(name) for name in before.document["files"]}
+    _store(Path(folder), {**files, RANGES: content}, document, overwrite=True)
+    return Bundle.open(folder)
+
+
+def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any], *, overwrite: bool) -> None:
     try:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"accuracies, qualities and card must be plain JSON: {error}") from error
     if folder.exists() and _same(folder, json.loads(text)):
-        return Bundle.open(folder)
+        return
     if folder.exists() and not overwrite:
         raise BundleError(
             f"{folder.name} exists and is another bundle: choose another folder, or overwrite it"
@@ -237,10 +291,11 @@ def write_bundle(
         bundle = Bundle.open(staging)
         bundle.predictor()
         bundle.statistics()
+        if bundle.has_ranges:
+            bundle.ranges()
         _replace(folder, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Bundle.open(folder)
 
 
 def _read_document(folder: Path) -> dict[str, Any]:

@@ -29,16 +29,22 @@ from eqnet_core.cost import Cost, CostModel
 from eqnet_core.errors import BundleError, InvalidConfigurationError, UnsupportedTargetError, Violation
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
+from eqnet_core.ranges import cost_band
 from eqnet_core.search import SearchResult, search
 from eqnet_core.space import SubnetConfiguration
 from eqnet_core.statistics import StatisticsPredictor
 
 if TYPE_CHECKING:
     from eqnet_core.export.onnx_exact import ExactExporter
+    from eqnet_core.export.onnx_integer import IntegerExporter
     from eqnet_core.supernet import Supernet
 
-ARTIFACTS: tuple[str, ...] = ("encodings.json", "model.onnx", "model.safetensors", "report.json")
-"""Every file that `Factory.build` can make."""
+INTEGER = "model.integer.onnx"
+
+ARTIFACTS: tuple[str, ...] = (
+    "encodings.json", INTEGER, "model.onnx", "model.safetensors", "report.json",
+)  # fmt: skip
+"""Every file that `Factory.build` can make; bundles without tensor ranges have no `model.integer.onnx`."""
 
 PROOF_IMAGES = 64
 """Images that each build compares ONNX Runtime and the simulation on."""
@@ -96,6 +102,11 @@ class Factory:
     def costs(self) -> CostModel:
         """Costs of this bundle's subnets."""
         return CostModel(self.bundle.space)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Those of `ARTIFACTS` that this bundle has all for."""
+        return ARTIFACTS if self.bundle.has_ranges else tuple(n for n in ARTIFACTS if n != INTEGER)
 
     def search(
         self,
@@ -157,14 +168,14 @@ class Factory:
         self,
         configuration: SubnetConfiguration,
         *,
-        artifacts: Sequence[str] = ARTIFACTS,
+        artifacts: Sequence[str] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Build:
         """The subnet of `configuration` as files, proven to compute what the supernet simulates.
 
         The same bundle, configuration and provenance give the same bytes, whichever `artifacts` are asked
-        for. `provenance` (JSON values, such as a request's id) is stored in the files beside the bundle's
-        name and digest and the predicted accuracy.
+        for (all that the bundle has, unless told). `provenance` (JSON values, such as a request's id) is
+        stored in the files beside the bundle's name and digest and the predicted accuracy.
 
         Raises:
             InvalidConfigurationError: not one entry per searchable layer.
@@ -172,16 +183,27 @@ class Factory:
             ProofError: the export differs from the simulation.
             BundleError: as `warm`.
         """
-        unknown = [(position, name) for position, name in enumerate(artifacts) if name not in ARTIFACTS]
-        if unknown:
-            raise UnsupportedTargetError(
-                f"cannot build {', '.join(name for _, name in unknown)}: choose from {', '.join(ARTIFACTS)}",
-                violations=[Violation(f"/artifacts/{i}", f"{name!r} is not built") for i, name in unknown],
-            )
+        artifacts = self.artifacts if artifacts is None else artifacts
+        self.check_artifacts(artifacts)
         self.bundle.space.check(configuration)
         metadata = {**self._provenance(configuration), **(provenance or {})}
         with self._lock:
             return self._prepare().build(configuration, artifacts, metadata)
+
+    def check_artifacts(self, artifacts: Sequence[str]) -> None:
+        """Raise UnsupportedTargetError if this bundle cannot give one of `artifacts`; the error says why."""
+        unknown = [(position, name) for position, name in enumerate(artifacts) if name not in self.artifacts]
+        if unknown:
+            reason = (
+                f" (the bundle {self.bundle.name} has no tensor ranges: its owner runs the `ranges` stage)"
+                if any(name == INTEGER for _, name in unknown)
+                else ""
+            )
+            raise UnsupportedTargetError(
+                f"cannot build {', '.join(name for _, name in unknown)}{reason}: "
+                f"choose from {', '.join(self.artifacts)}",
+                violations=[Violation(f"/artifacts/{i}", f"{name!r} is not built") for i, name in unknown],
+            )
 
     def _provenance(self, configuration: SubnetConfiguration) -> dict[str, Any]:
         predicted = self.predict([configuration])
@@ -203,7 +225,9 @@ class _Workshop:
 
     def __init__(self, factory: Factory) -> None:
         from eqnet_core.export.onnx_exact import ExactExporter
+        from eqnet_core.export.onnx_integer import IntegerExporter
         from eqnet_core.export.proof import natural_images
+        from eqnet_core.export.template import trace_float_graph
         from eqnet_core.supernet import Supernet
 
         bundle = factory.bundle
@@ -212,14 +236,22 @@ class _Workshop:
             self._supernet: Supernet = Supernet.from_bundle(bundle)
         except (InvalidConfigurationError, AttributeError) as error:
             raise BundleError(f"bundle {bundle.name} is not for this version: {error}") from error
-        self._exporter: ExactExporter = ExactExporter(bundle.architecture, bundle.input, bundle.classes)
+        graph = trace_float_graph(bundle.architecture, bundle.input.shape, len(bundle.classes))
+        self._exporter: ExactExporter = ExactExporter(
+            bundle.architecture, bundle.input, bundle.classes, graph=graph
+        )
+        self._integers: IntegerExporter | None = None
+        if bundle.has_ranges:
+            self._integers = IntegerExporter(graph, bundle.ranges())
         self._images = natural_images(bundle.input, PROOF_IMAGES, seed=0)
 
     def build(
         self, configuration: SubnetConfiguration, artifacts: Sequence[str], metadata: Mapping[str, Any]
     ) -> Build:
         from eqnet_core.export.encodings import encodings
-        from eqnet_core.export.proof import prove
+        from eqnet_core.export.integer_proof import IntegerProof, prove_integer
+        from eqnet_core.export.module import build_module
+        from eqnet_core.export.proof import Proof, prove, simulate
         from eqnet_core.export.report import report
         from eqnet_core.export.state_dict import save_subnet
 
@@ -238,12 +270,25 @@ class _Workshop:
             "model.onnx": self._exporter.render(subnet, texts),
             "model.safetensors": save_subnet(subnet, texts),
         }
+        integers = None
+        if self._integers is not None:
+            integers = self._integers.fold(subnet)
+            files[INTEGER] = self._integers.render(integers, texts)
         exported = time.perf_counter()
-        proof = prove(files["model.onnx"], subnet, self._images)
+        logits = simulate(build_module(subnet), self._images)
+        proofs: dict[str, Proof | IntegerProof] = {
+            "model.onnx": prove(files["model.onnx"], subnet, self._images, expected=logits)
+        }
+        if self._integers is not None and integers is not None:
+            proofs[INTEGER] = prove_integer(
+                files[INTEGER], integers, self._integers.plan, self._images, logits
+            )
         proved = time.perf_counter()
         files["report.json"] = report(
             subnet,
-            proofs={"model.onnx": proof},
+            integers=integers,
+            integer_accuracy=self._integer_accuracy(configuration, metadata),
+            proofs=proofs,
             sizes={name: len(content) for name, content in files.items()},
             cost=factory.cost(configuration).to_json(),
             metadata=metadata,
@@ -257,6 +302,23 @@ class _Workshop:
                 "prove": proved - exported,
             },
         )
+
+    def _integer_accuracy(
+        self, configuration: SubnetConfiguration, metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Predicted for `model.integer.onnx`: the prediction less what the flavour costs on average."""
+        measured = self._factory.bundle.document.get("integer", {})
+        band = cost_band((*configuration.weight_bits, *configuration.activation_bits))
+        cost = measured.get("cost", {}).get(band)
+        predicted = metadata.get("predicted_accuracy")
+        if cost is None or not isinstance(predicted, float):
+            return {}
+        return {
+            "predicted_accuracy": predicted - cost,
+            "exact_predicted_accuracy": predicted,
+            "mean_cost": cost,
+            "measured_on": {"images": measured["images"], "average_bits": band},
+        }
 
 
 def save(build: Build, folder: str | Path) -> Path:

@@ -62,3 +62,22 @@ def activation_container(layer: QuantizedLayer, spec: LayerSpec, *, signed: bool
         shift=container.shift,
         clip=not (bounded_below and high == container.high),
     )
+
+
+def aligned_container(quantizer: Quantizer, name: str, *, signed: bool) -> Container:
+    """For the `integer` flavour: uint8 with the lowest code at 0; int8 as they are for `signed` runtimes.
+
+    Codes as small as they can be leave the weights the most room (`folding`).
+
+    Raises:
+        UnsupportedTargetError: codes that int8 does not hold; names the layer.
+    """
+    if not signed:
+        return Container(type="uint8", low=0, high=255, shift=-quantizer.low)
+    if quantizer.low < -128 or quantizer.high > 127:
+        raise UnsupportedTargetError(
+            f"the activations of {name} use the codes {quantizer.low}..{quantizer.high}, which int8 cannot "
+            "hold: use fewer bits, or a runtime with unsigned activations",
+            violations=[Violation(f"/layers/{name}/activation_bits", "does not fit the container")],
+        )
+    return Container(type="int8", low=-128, high=127)

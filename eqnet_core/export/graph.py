@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,14 +12,16 @@ from numpy.typing import NDArray
 
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import pack_codes
-from eqnet_core.space import LayerSpec
-from eqnet_core.subnet import BatchNorm, QuantizedLayer
+from eqnet_core.export.template import IR_VERSION, OPSET, FloatGraph
+from eqnet_core.space import LayerSpec, configuration_to_json
+from eqnet_core.subnet import BatchNorm, QuantizedLayer, Subnet
 
 _TYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "uint8": onnx.TensorProto.UINT8,
     "int8": onnx.TensorProto.INT8,
     "int4": onnx.TensorProto.INT4,
+    "int32": onnx.TensorProto.INT32,
 }
 
 
@@ -120,3 +124,48 @@ def batch_norm(builder: GraphBuilder, node: onnx.NodeProto, norm: BatchNorm) -> 
     builder.nodes.append(result)
     for name, array in zip(node.input[1:], (norm.scale, norm.shift, norm.mean, norm.variance), strict=True):
         builder.initializer(name, "float32", array)
+
+
+def assemble(
+    graph: FloatGraph,
+    builder: GraphBuilder,
+    constants: Iterable[onnx.TensorProto],
+    subnet: Subnet,
+    format: str,
+    metadata: Mapping[str, str],
+) -> bytes:
+    """The file of `builder`'s nodes, which read `constants` and its initialisers.
+
+    `metadata` is stored under `eqnet.<key>`, beside `format`, architecture, configuration, normalisation and
+    class names. Equal arguments give equal bytes.
+    """
+    model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="eqnet")
+    model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=OPSET))
+    model.graph.name = f"{subnet.architecture}-subnet"
+    model.graph.node.extend(builder.nodes)
+    model.graph.initializer.extend([*constants, *builder.initializers])
+    model.graph.input.append(graph.input)
+    model.graph.output.append(graph.output)
+    for key, value in sorted({**metadata, **_own_metadata(subnet, format)}.items()):
+        model.metadata_props.append(onnx.StringStringEntryProto(key=f"eqnet.{key}", value=value))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _own_metadata(subnet: Subnet, format: str) -> dict[str, str]:
+    return {
+        "format": format,
+        "architecture": subnet.architecture,
+        "configuration": _json(configuration_to_json(subnet.configuration, subnet.space)),
+        "input": _json(
+            {
+                "shape": list(subnet.input.shape),
+                "mean": list(subnet.input.mean),
+                "std": list(subnet.input.std),
+            }
+        ),
+        "classes": _json(list(subnet.classes)),
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
-import onnx
-
 from eqnet_core.errors import ArtifactError
-from eqnet_core.export.graph import GraphBuilder, batch_norm, quantized_layer
-from eqnet_core.export.template import IR_VERSION, OPSET, FloatGraph, trace_float_graph
-from eqnet_core.space import configuration_to_json
+from eqnet_core.export.graph import GraphBuilder, assemble, batch_norm, quantized_layer
+from eqnet_core.export.template import FloatGraph, trace_float_graph
 from eqnet_core.subnet import InputSpec, Subnet
 
 FORMAT = "eqnet-exact/1"
@@ -25,15 +21,23 @@ class ExactExporter:
         architecture: a name of `eqnet_core.models.ARCHITECTURES`.
         input: the image that the file takes; the batch axis is dynamic.
         classes: class names, in the order of the logits.
+        graph: the architecture's float graph, if it was traced already.
 
     Raises:
         InvalidConfigurationError: no such architecture.
         UnsupportedTargetError: an architecture with a layer that ONNX does not have as one node.
     """
 
-    def __init__(self, architecture: str, input: InputSpec, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        input: InputSpec,
+        classes: tuple[str, ...],
+        *,
+        graph: FloatGraph | None = None,
+    ) -> None:
         self.architecture, self.input, self.classes = architecture, input, classes
-        self.graph: FloatGraph = trace_float_graph(architecture, input.shape, len(classes))
+        self.graph = graph or trace_float_graph(architecture, input.shape, len(classes))
 
     def render(self, subnet: Subnet, metadata: Mapping[str, str]) -> bytes:
         """The ONNX file of `subnet`: input `image` float32 [batch, C, H, W], normalised; output `logits`.
@@ -58,16 +62,7 @@ class ExactExporter:
                 batch_norm(builder, node, subnet.batch_norms[node.name])
             else:
                 builder.nodes.append(node)
-        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="eqnet")
-        model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=OPSET))
-        model.graph.name = f"{self.architecture}-subnet"
-        model.graph.node.extend(builder.nodes)
-        model.graph.initializer.extend([*self.graph.constants, *builder.initializers])
-        model.graph.input.append(self.graph.input)
-        model.graph.output.append(self.graph.output)
-        for key, value in sorted({**metadata, **_own_metadata(subnet)}.items()):
-            model.metadata_props.append(onnx.StringStringEntryProto(key=f"eqnet.{key}", value=value))
-        return bytes(model.SerializeToString(deterministic=True))
+        return assemble(self.graph, builder, self.graph.constants, subnet, FORMAT, metadata)
 
     def _check(self, subnet: Subnet) -> None:
         expected = (self.architecture, self.input, self.classes)
@@ -81,23 +76,3 @@ class ExactExporter:
         missing = sorted((self.graph.layers | self.graph.batch_norms) ^ names)
         if missing:
             raise ArtifactError(f"subnet and architecture disagree about {', '.join(missing)}")
-
-
-def _own_metadata(subnet: Subnet) -> dict[str, str]:
-    return {
-        "format": FORMAT,
-        "architecture": subnet.architecture,
-        "configuration": _json(configuration_to_json(subnet.configuration, subnet.space)),
-        "input": _json(
-            {
-                "shape": list(subnet.input.shape),
-                "mean": list(subnet.input.mean),
-                "std": list(subnet.input.std),
-            }
-        ),
-        "classes": _json(list(subnet.classes)),
-    }
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

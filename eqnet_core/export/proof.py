@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -37,9 +36,9 @@ from torch import Tensor, nn
 from eqnet_core.errors import ProofError
 from eqnet_core.export.inspection import check_integers, find_layers
 from eqnet_core.export.module import SubnetModule, build_module
+from eqnet_core.export.sessions import batches, exposed_values, load_model, open_session, run_batch
 from eqnet_core.subnet import InputSpec, Subnet
 
-_BATCH = 32
 _LOCK_STEP_VALUES = 64 * 1024 * 1024
 """Float32 values that the lock-step may keep, which bounds how many images it sees of a large network."""
 
@@ -101,13 +100,14 @@ def prove(
     subnet: Subnet,
     images: NDArray[np.float32],
     *,
+    expected: NDArray[np.float32] | None = None,
     tolerance: Tolerance | None = None,
     threads: int = 1,
 ) -> Proof:
     """Run the file on the CPU and compare with `build_module(subnet)`.
 
-    `images` are normalised float32 [N, C, H, W], N >= 1: calibration images, or `natural_images`. `threads`
-    are ONNX Runtime's.
+    `images` are normalised float32 [N, C, H, W], N >= 1: calibration images, or `natural_images`; `expected`
+    what `simulate` says about them, if it was asked already. `threads` are ONNX Runtime's.
 
     Raises:
         ProofError: the file does not load, does not have the subnet's layers, or differs by more than
@@ -116,26 +116,27 @@ def prove(
     tolerance = tolerance or Tolerance()
     images = np.require(images, np.float32, ["C", "W"])  # torch warns about arrays that it may not write
     module = build_module(subnet)
-    expected = np.concatenate([module(torch.from_numpy(batch)).numpy() for batch in _batches(images)])
+    if expected is None:
+        expected = simulate(module, images)
     if not np.isfinite(expected).all():
         raise ProofError(
             "the simulation's logits are not finite: the subnet's scales or BatchNorms are broken"
         )
     deviation = float(expected.std()) or 1.0
-    model = _load(onnx_bytes)
+    model = load_model(onnx_bytes)
     check_integers(model, subnet)
     layers = find_layers(model, list(module.quantized_layers()))
     probes = {name: (nodes.value, nodes.output) for name, nodes in layers.items()}
-    exposed_values = sum(2 * layer.inputs for layer in subnet.space.layers)
-    probed = images[: max(1, min(8, _LOCK_STEP_VALUES // exposed_values))]
+    values_per_image = sum(2 * layer.inputs for layer in subnet.space.layers)
+    probed = images[: max(1, min(8, _LOCK_STEP_VALUES // values_per_image))]
     names = sorted({name for pair in probes.values() for name in pair})
-    exposed = _exposed(model, names)
+    exposed = exposed_values(model, names)
     agreements = {}
     for optimize in (False, True):
         # Exposing values keeps the optimiser from fusing across them: the end-to-end run has them hidden.
-        whole, inside = (_session(file, optimize, threads) for file in (onnx_bytes, exposed))
-        logits = np.concatenate([_run(whole, batch, ["logits"])[0] for batch in _batches(images)])
-        values = dict(zip(names, _run(inside, probed, names), strict=True))
+        whole, inside = (open_session(file, optimize, threads) for file in (onnx_bytes, exposed))
+        logits = np.concatenate([run_batch(whole, batch, ["logits"])[0] for batch in batches(images)])
+        values = dict(zip(names, run_batch(inside, probed, names), strict=True))
         agreement = _compare(expected, logits, _lock_step(module, probed, probes, values))
         _check(agreement, tolerance, deviation, len(images), "at its default" if optimize else "off")
         agreements[optimize] = agreement
@@ -148,6 +149,12 @@ def prove(
         optimizer_default=agreements[True],
         tolerance=tolerance,
     )
+
+
+def simulate(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits [N, classes] of `images`, normalised float32 [N, C, H, W]."""
+    images = np.require(images, np.float32, ["C", "W"])  # torch warns about arrays that it may not write
+    return np.concatenate([module(torch.from_numpy(batch)).numpy() for batch in batches(images)])
 
 
 def natural_images(input: InputSpec, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -175,55 +182,6 @@ def natural_images(input: InputSpec, count: int, *, seed: int) -> NDArray[np.flo
     std = np.array(input.std).reshape(-1, 1, 1)
     pixels = np.round(np.clip(mean + std * (mixed * contrast + brightness), 0, 1) * 255) / 255
     return np.asarray((pixels - mean) / std, dtype=np.float32)
-
-
-def _batches(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(images), _BATCH):
-        yield images[start : start + _BATCH]
-
-
-def _load(onnx_bytes: bytes) -> onnx.ModelProto:
-    try:
-        model = onnx.load_from_string(onnx_bytes)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and ONNX's exceptions share no base that is public
-        raise ProofError(f"the export is not a valid ONNX file: {error}") from error
-    return model
-
-
-def _exposed(model: onnx.ModelProto, names: list[str]) -> bytes:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    present = {value.name for value in (*model.graph.output, *model.graph.input)}
-    for name in names:
-        if name not in present:
-            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return bytes(result.SerializeToString())
-
-
-def _session(onnx_bytes: bytes, optimize: bool, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base
-        raise ProofError(f"ONNX Runtime does not load the export: {error}") from error
-
-
-def _run(
-    session: onnxruntime.InferenceSession, images: NDArray[np.float32], names: list[str]
-) -> list[NDArray[np.float32]]:
-    # the first layer's input is the graph's, which ONNX Runtime does not hand back
-    wanted = [name for name in names if name != "image"]
-    try:
-        arrays = dict(zip(wanted, session.run(wanted, {"image": images}), strict=True))
-    except Exception as error:
-        raise ProofError(f"ONNX Runtime cannot run the export: {error}") from error
-    return [images if name == "image" else arrays[name] for name in names]
 
 
 def _lock_step(

@@ -12,16 +12,20 @@ from eqnet_core.space import LayerSpec, configuration_to_json
 from eqnet_core.subnet import QuantizedLayer, Subnet
 
 if TYPE_CHECKING:
+    from eqnet_core.export.folding import FoldedLayer, IntegerSubnet, TensorQuantizer
+    from eqnet_core.export.integer_proof import IntegerProof
     from eqnet_core.export.proof import Proof
 
 
 def report(
     subnet: Subnet,
     *,
-    proofs: Mapping[str, Proof],
+    proofs: Mapping[str, Proof | IntegerProof],
     sizes: Mapping[str, int],
     cost: Mapping[str, Any],
     metadata: Mapping[str, Any],
+    integers: IntegerSubnet | None = None,
+    integer_accuracy: Mapping[str, Any] | None = None,
 ) -> bytes:
     """UTF-8 JSON; equal arguments give equal bytes.
 
@@ -30,15 +34,18 @@ def report(
         sizes: bytes of every file that was built, by name.
         cost: the `cost` object of the HTTP contract.
         metadata: bundle name and digest, predicted accuracy and the like, copied as it is.
+        integers: the subnet as `model.integer.onnx` has it, if that was built.
+        integer_accuracy: the predicted accuracy of that flavour and how it was come by, copied as it is.
 
     The result's `weight_bytes` are of the weights alone: `true_bits` packed at their bit-widths, `containers`
-    as `model.onnx` stores them. `ideal_bytes` is the smallest file that holds everything: true-bit weights,
-    step sizes and biases and BatchNorms as float32, zero-points (asymmetric only) as one byte each.
+    as `model.onnx` stores them, `integer` as `model.integer.onnx` does (int8, all of them). `ideal_bytes` is
+    the smallest file that holds everything: true-bit weights, step sizes and biases and BatchNorms as
+    float32, zero-points (asymmetric only) as one byte each.
     """
     specs = {spec.name: spec for spec in subnet.space.layers}
     layers = [_layer(layer, specs[layer.name], signed=subnet.configuration.signed) for layer in subnet.layers]
     true_bits = sum(entry["weight"]["true_bit_bytes"] for entry in layers)
-    document = {
+    document: dict[str, Any] = {
         "architecture": subnet.architecture,
         "configuration": configuration_to_json(subnet.configuration, subnet.space),
         "cost": dict(cost),
@@ -53,6 +60,13 @@ def report(
             "float32": sum(4 * layer.codes.size for layer in subnet.layers),
         },
     }
+    if integers is not None:
+        document["weight_bytes"]["integer"] = sum(layer.codes.size for layer in integers.layers.values())
+        document["integer"] = {
+            "accuracy": dict(integer_accuracy or {}),
+            "layers": {name: _folded(layer, integers) for name, layer in integers.layers.items()},
+            "tensors": {name: _tensor(tensor) for name, tensor in integers.tensors.items()},
+        }
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -78,6 +92,18 @@ def _layer(layer: QuantizedLayer, spec: LayerSpec, *, signed: bool) -> dict[str,
             "clipped": held.clip,
         },
     }
+
+
+def _folded(layer: FoldedLayer, integers: IntegerSubnet) -> dict[str, Any]:
+    return {
+        "weight_codes": [int(layer.codes.min()), int(layer.codes.max())],
+        "rounded": layer.rounded,
+        "requantized": layer.name in integers.requantized,
+    }
+
+
+def _tensor(tensor: TensorQuantizer) -> dict[str, Any]:
+    return {"bits": tensor.bits, "container": tensor.type, "codes": [tensor.low, tensor.high]}
 
 
 def _parameter_bytes(subnet: Subnet) -> int:

@@ -72,6 +72,8 @@ def trace_float_graph(architecture: str, shape: tuple[int, int, int], classes: i
             else:
                 result.input.append(renamed.get(name, name))
         canonical.append(result)
+    canonical = _flattened(canonical)
+    read = {name for node in canonical for name in node.input}
     found = {node.name for node in canonical if node.op_type in ("Conv", "Gemm", "BatchNormalization")}
     missing = sorted((set(layers) | set(norms)) - found)
     if missing:
@@ -80,7 +82,7 @@ def trace_float_graph(architecture: str, shape: tuple[int, int, int], classes: i
         )
     return FloatGraph(
         nodes=tuple(canonical),
-        constants=tuple(kept.values()),
+        constants=tuple(tensor for tensor in kept.values() if tensor.name in read),
         input=onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", *shape]),
         output=onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", classes]),
         layers=frozenset(layers),
@@ -193,6 +195,34 @@ def _rebuilt(node: onnx.NodeProto, output: str, layers: Mapping[str, nn.Module])
     return result
 
 
+def _flattened(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Flatten where torch reshapes to [batch, -1] and computes the batch from the image's shape."""
+    producers = {output: node for node in nodes for output in node.output}
+    for node in nodes:
+        if node.op_type == "Reshape" and _keeps_batch(producers.get(node.input[1]), producers):
+            node.op_type = "Flatten"
+            del node.input[1:], node.attribute[:]
+    # What computed the shapes is read by nothing now.
+    needed = {"logits"}
+    kept = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _keeps_batch(shape: onnx.NodeProto | None, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether `shape` is [batch, constant]: a Concat whose first input comes from the image's first size."""
+    if shape is None or shape.op_type != "Concat" or len(shape.input) != 2 or shape.input[1] in producers:
+        return False
+    origin = producers.get(shape.input[0])
+    while origin is not None and origin.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Cast"):
+        origin = producers.get(origin.input[0])
+    ends = [a.i for a in origin.attribute if a.name == "end"] if origin is not None else []
+    return origin is not None and origin.op_type == "Shape" and origin.input[0] == "image" and ends == [1]
+
+
 def _intern(array: NDArray[Any], kept: dict[str, onnx.TensorProto]) -> str:
     """The name of the constant that equals `array`, made if there is none."""
     for name, tensor in kept.items():
@@ -200,5 +230,5 @@ def _intern(array: NDArray[Any], kept: dict[str, onnx.TensorProto]) -> str:
         if other.dtype == array.dtype and np.array_equal(other, array):
             return name
     name = f"constant.{len(kept)}"
-    kept[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    kept[name] = numpy_helper.from_array(np.require(array, requirements="C"), name)  # keeps scalars scalar
     return name

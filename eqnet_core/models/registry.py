@@ -20,8 +20,28 @@ class Architecture:
     input_shape: tuple[int, int, int]
 
 
+def _torchvision(name: str) -> Architecture:
+    """A classification network of torchvision for 224 x 224 images."""
+
+    def build(classes: int) -> nn.Module:
+        try:
+            # Only here: whoever serves a ResNet-20 need not have torchvision.
+            from torchvision.models import get_model
+        except ImportError as error:
+            raise InvalidConfigurationError(
+                f"{name} is torchvision's: install torchvision, or eqnet-serve[training]"
+            ) from error
+        model: nn.Module = get_model(name, weights=None, num_classes=classes)
+        return model
+
+    return Architecture(build=build, input_shape=(3, 224, 224))
+
+
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {"resnet20": Architecture(build=lambda classes: CifarResNet(3, classes), input_shape=(3, 32, 32))}
+    {
+        "resnet20": Architecture(build=lambda classes: CifarResNet(3, classes), input_shape=(3, 32, 32)),
+        **{name: _torchvision(name) for name in ("resnet18", "resnet50", "mobilenet_v2")},
+    }
 )
 
 

@@ -13,8 +13,10 @@ from torch.nn import functional
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
 
-Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations"]
-_STREAMS: tuple[Stream, ...] = ("order", "augmentation", "subnets", "calibration", "configurations")
+Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations", "ranges"]
+_STREAMS: tuple[Stream, ...] = (
+    "order", "augmentation", "subnets", "calibration", "configurations", "ranges",
+)  # fmt: skip
 
 
 def seeded(seed: int, stream: Stream, index: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqnet_core.bundle import write_bundle
+from eqnet_core.bundle import Bundle, add_ranges, write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
@@ -29,6 +29,7 @@ from eqnet_core.training.fitting import fit_predictor, fit_statistics
 from eqnet_core.training.moments import quantized_weights
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.run import write_atomically
 from eqnet_core.training.samples import Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
@@ -113,6 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--calibration-images", type=int, default=SamplingSettings().calibration_images)
     stage("accuracies", "measure the float network and the uniform subnets on the test images")
     stage("fit", "fit the accuracy and the statistics predictor to the samples", data=False)
+    command = stage("ranges", "measure what model.integer.onnx adds: ranges of sums and pooled tensors")
+    command.add_argument("--subnets", type=int, default=RangeSettings().subnets)
+    command.add_argument("--images", type=int, default=RangeSettings().images)
+    command.add_argument("--bundle", type=Path, help="also add them to this bundle of the same supernet")
     command = stage("bundle", "write the bundle that serving needs", data=False)
     command.add_argument(
         "--out", type=Path, required=True, help="folder of the bundle; its name is the bundle's"
@@ -187,6 +192,8 @@ def _run(options: argparse.Namespace) -> None:
             ),
             device,
         )
+    elif options.stage == "ranges":
+        written = _ranges(run, data, options, device)
     else:
         written = measure_accuracies(
             data,
@@ -270,6 +277,22 @@ def _fit(run: Path, seed: int) -> None:
     print(f"wrote {folder}")
 
 
+def _ranges(run: Path, data: ImageData, options: argparse.Namespace, device: torch.device) -> Path:
+    settings = RangeSettings(subnets=options.subnets, images=options.images, seed=options.seed)
+    supernet = load_trained(run / "supernet")
+    folder = run / "ranges"
+    if options.bundle is not None:
+        ours, theirs = supernet.tensors(), Bundle.open(options.bundle).supernet_tensors()
+        if not all(name in theirs and np.array_equal(theirs[name], value) for name, value in ours.items()):
+            raise TrainingError(
+                f"{options.bundle} holds another supernet than {run}: choose the run it came from"
+            )
+    ranges, quality = measure_ranges(data, supernet, folder, settings, device)
+    if options.bundle is not None:
+        print(f"added to {options.bundle}, {add_ranges(options.bundle, ranges, quality).digest}")
+    return folder
+
+
 def _bundle(run: Path, options: argparse.Namespace) -> None:
     supernet = load_trained(run / "supernet")
     accuracies = _read_json(run / "accuracies" / "accuracies.json", "accuracies")
@@ -278,6 +301,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     for name in ("predictor", "statistics"):
         with np.load(run / "prediction" / f"{name}.npz", allow_pickle=False) as archive:
             tensors[name] = dict(archive)
+    ranges, integer_quality = load_ranges(run / "ranges") or (None, None)
     bundle = write_bundle(
         options.out,
         name=options.out.name,
@@ -299,6 +323,8 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         supernet=supernet.tensors(),
         predictor=AccuracyPredictor.from_tensors(tensors["predictor"]),
         statistics=StatisticsPredictor.from_tensors(tensors["statistics"]),
+        ranges=ranges,
+        integer_quality=integer_quality,
         overwrite=options.overwrite,
     )
     if options.page:

@@ -13,8 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from eqnet_core.errors import InvalidConfigurationError
-from eqnet_core.factory import ARTIFACTS
+from eqnet_core.errors import InvalidConfigurationError, UnsupportedTargetError
 from eqnet_core.profile import Budget, LayerPin, SearchSettings
 from eqnet_core.search import check_feasible
 from eqnet_core.space import configuration_from_json, configuration_to_json
@@ -182,14 +181,11 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
             "EQNET_EVALUATION_DATA",
             errors=[("/verify", "must be false here")],
         )
-    artifacts = tuple(sorted(set(request.artifacts or ARTIFACTS)))
-    if unsupported := [name for name in artifacts if name not in ARTIFACTS]:
-        raise ProblemError(
-            422,
-            "unsupported-artifact",
-            f"{', '.join(unsupported)} cannot be built yet: use some of {', '.join(ARTIFACTS)}",
-            errors=[("/artifacts", f"use some of {', '.join(ARTIFACTS)}")],
-        )
+    try:
+        factory.check_artifacts(request.artifacts or ())
+    except UnsupportedTargetError as error:
+        raise problem_of(error) from error
+    artifacts = tuple(sorted(set(request.artifacts or factory.artifacts)))
     what: SearchOrder | dict[str, Any]
     if request.configuration is not None:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 
-EXPORTER_VERSION = 1
+EXPORTER_VERSION = 2
 """Raise this when the same configuration comes to give other bytes: every id changes with it."""
 
 _ID = re.compile(r"[0-9a-f]{32}")

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqnet_core.bundle import Bundle, shipped_bundles, write_bundle
+from eqnet_core.bundle import Bundle, add_ranges, shipped_bundles, write_bundle
 from eqnet_core.errors import BundleError
 from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import FORMS, LayerSpec, SearchSpace
 from eqnet_core.statistics import NO_LAYER, TABLE_ROWS, StatisticsPredictor
 from eqnet_core.subnet import InputSpec
@@ -123,6 +124,49 @@ def test_the_digest_stands_for_every_part(tmp_path: Path) -> None:
     assert write(tmp_path / "four", card={"epochs": 21}).digest != digest
     rewrite(tmp_path / "two", lambda document: document.update(accuracy={}))
     assert Bundle.open(tmp_path / "two").digest != digest
+
+
+def test_ranges_are_an_optional_part(tmp_path: Path) -> None:
+    before = write(tmp_path / "toy")
+    assert not before.has_ranges
+    with pytest.raises(BundleError, match=r"no tensor ranges.*`ranges` stage"):
+        before.ranges()
+    ranges = TensorRanges(
+        names=("conv1.output", "add.0"),
+        low=np.array([-1.5, 0.0], np.float32),
+        high=np.array([2.0, 3.0], np.float32),
+    )
+    bundle = add_ranges(tmp_path / "toy", ranges, {"images": 10})
+    assert bundle.digest != before.digest
+    assert bundle.document["integer"] == {"images": 10}
+    assert bundle.ranges().of("conv1.output") == (-1.5, 2.0)
+    with pytest.raises(BundleError, match=r"no range for the tensor add\.1"):
+        bundle.ranges().of("add.1")
+    # everything else is what it was, and doing it again changes nothing
+    assert {**bundle.document["files"]}.pop("supernet.safetensors") == before.document["files"][
+        "supernet.safetensors"
+    ]
+    assert add_ranges(tmp_path / "toy", ranges, {"images": 10}) == bundle
+    assert write(tmp_path / "whole", ranges=ranges, integer_quality={"images": 10}).digest == bundle.digest
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.5, 1.0), (-1.0, -0.5), (0.0, 0.0), (float("nan"), 1.0), (-1.0, float("inf"))]
+)
+def test_ranges_that_make_no_sense_are_refused(low: float, high: float) -> None:
+    with pytest.raises(BundleError, match=r"measure them again|leaves out 0"):
+        TensorRanges(names=("a",), low=np.array([low], np.float32), high=np.array([high], np.float32))
+
+
+def test_ranges_of_another_version_say_so() -> None:
+    ranges = TensorRanges(names=("a",), low=np.zeros(1, np.float32), high=np.ones(1, np.float32))
+    tensors = ranges.to_tensors()
+    header = tensors["header"].tobytes().replace(b'"version": 1', b'"version": 2')
+    with pytest.raises(BundleError, match="upgrade eqnet-serve"):
+        TensorRanges.from_tensors({**tensors, "header": np.frombuffer(header, np.uint8)})
+    with pytest.raises(BundleError, match="not tensor ranges"):
+        TensorRanges.from_tensors({"low": tensors["low"]})
 
 
 def test_another_bundle_is_not_overwritten_unless_asked(tmp_path: Path) -> None:

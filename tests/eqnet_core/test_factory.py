@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 
-from eqnet_core.bundle import SUPERNET, Bundle, write_bundle
+from eqnet_core.bundle import SUPERNET, Bundle, add_ranges, write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import (
     BundleError,
@@ -23,14 +24,17 @@ from eqnet_core.errors import (
     InvalidConfigurationError,
     UnsupportedTargetError,
 )
+from eqnet_core.export.plan import plan_integers
 from eqnet_core.export.state_dict import load_subnet, read_metadata
-from eqnet_core.factory import ARTIFACTS, Build, Factory, save
+from eqnet_core.export.template import trace_float_graph
+from eqnet_core.factory import ARTIFACTS, INTEGER, Build, Factory, save
 from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
 from eqnet_core.space import FORMS, Granularity, Symmetry
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.ensemble import EnsembleSettings
 from eqnet_core.training.fitting import MINIMUM_SAMPLES, fit_predictor, fit_statistics
 from eqnet_core.training.moments import quantized_weights
+from eqnet_core.training.ranges import fit_ranges, tensor_samples
 from eqnet_core.training.samples import Samples
 from eqnet_core.training.subnets import sample_configuration
 
@@ -70,6 +74,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images:
         predictor=predictor,
         statistics=statistics,
     )
+    assert INTEGER not in Factory.open(folder).artifacts
+    plan = plan_integers(trace_float_graph("resnet20", supernet.input.shape, 10))
+    supernet.activate(supernet.space.uniform(FORMS[5], 4))
+    calibrate_batch_norm(supernet, [images[:32]])
+    samples_of = {k: [v] for k, v in tensor_samples(supernet, plan, images[:32], 4096).items()}
+    quality = {"images": 500, "subnets": [], "cost": {"below 4 bits": 0.01, "4 bits and above": 0.002}}
+    add_ranges(folder, fit_ranges(samples_of, plan), quality)
     return folder
 
 
@@ -163,7 +174,7 @@ def test_every_artifact_is_built_and_proven(factory: Factory, build: Build) -> N
     assert report["metadata"]["subnet"] == "0123"
     assert report["cost"] == factory.cost(factory.bundle.space.uniform(FORMS[5], 4)).to_json()
     assert report["proofs"]["model.onnx"]["optimizer_default"]["top1"] >= 0.9
-    for name in ("model.onnx", "model.safetensors", "encodings.json"):
+    for name in set(ARTIFACTS) - {"report.json"}:
         assert report["files"][name]["bytes"] == len(build.files[name])
     assert set(build.timings) == {"calibrate", "export", "prove"}
 
@@ -220,6 +231,42 @@ def test_the_same_request_gives_the_same_bytes(factory: Factory, build: Build, f
     )
     assert list(fresh.files) == ["report.json", "model.onnx"]
     assert digests(fresh) == {name: digests(build)[name] for name in fresh.files}
+
+
+def test_the_integer_flavour_is_built_proven_and_reported(
+    factory: Factory, build: Build, images: torch.Tensor, tmp_path: Path
+) -> None:
+    report = build.report
+    proof = report["proofs"][INTEGER]
+    assert proof["optimizer_default"]["steps"] <= 1
+    assert proof["exact_top1"] >= 0.8
+    accuracy = report["integer"]["accuracy"]
+    assert accuracy["exact_predicted_accuracy"] == report["metadata"]["predicted_accuracy"]
+    assert accuracy["mean_cost"] == 0.002
+    assert accuracy["predicted_accuracy"] == pytest.approx(accuracy["exact_predicted_accuracy"] - 0.002)
+    weights = report["weight_bytes"]
+    assert weights["true_bits"] <= weights["containers"] < weights["integer"] < weights["float32"]
+    logits = []
+    for name in ("model.onnx", INTEGER):
+        session = onnxruntime.InferenceSession(build.files[name], providers=["CPUExecutionProvider"])
+        logits.append(session.run(["logits"], {"image": images.numpy()})[0])
+    assert (logits[0].argmax(1) == logits[1].argmax(1)).mean() >= 0.85
+
+
+def test_a_bundle_without_ranges_says_what_to_do(factory: Factory, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(factory.bundle.path, folder)
+    document = json.loads((folder / "bundle.json").read_text())
+    del document["integer"], document["files"]["ranges.safetensors"]
+    (folder / "bundle.json").write_text(json.dumps(document))
+    old = Factory.open(folder)
+    configuration = old.bundle.space.uniform(FORMS[0], 4)
+    with pytest.raises(UnsupportedTargetError, match=r"`ranges` stage.*choose from.*model\.onnx") as refused:
+        old.build(configuration, artifacts=["model.onnx", INTEGER])
+    assert [violation.pointer for violation in refused.value.violations] == ["/artifacts/1"]
+    with pytest.raises(BundleError, match="`ranges` stage"):
+        old.bundle.ranges()
+    assert set(old.artifacts) == {*ARTIFACTS} - {INTEGER}
 
 
 def digests(build: Build) -> dict[str, str]:

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from eqnet_core.export.module import build_module
 from eqnet_core.export.onnx_exact import ExactExporter
+from eqnet_core.export.onnx_integer import IntegerExporter
+from eqnet_core.export.plan import plan_integers
+from eqnet_core.export.plan_run import run_plan
 from eqnet_core.export.proof import natural_images
 from eqnet_core.models import build_model
+from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import (
     FIXED_BITS,
     FORMS,
@@ -97,6 +101,22 @@ def network(pictures: NDArray[np.float32]) -> FloatNetwork:
         )
     ranges = {name: (float(x.amin()), float(x.amax())) for name, x in inputs.items()}
     return FloatNetwork(module=module, space=SearchSpace(tuple(layers)), ranges=ranges)
+
+
+@pytest.fixture(scope="session")
+def integer_exporter(
+    exporter: ExactExporter, network: FloatNetwork, pictures: NDArray[np.float32]
+) -> IntegerExporter:
+    """With the ranges that the float network's tensors really have."""
+    plan = plan_integers(exporter.graph)
+    limits: dict[str, tuple[float, float]] = {}
+
+    def observe(name: str, x: Tensor) -> None:
+        limits[name] = (min(float(x.amin()), 0.0), float(x.amax()))
+
+    run_plan(network.module, plan, torch.from_numpy(pictures), observe)
+    low, high = np.array([limits[name] for name in plan.ranged], np.float32).T
+    return IntegerExporter(exporter.graph, TensorRanges(names=plan.ranged, low=low, high=high))
 
 
 @pytest.fixture(scope="session")
