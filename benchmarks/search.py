@@ -1,6 +1,6 @@
-"""How long the search takes, beside the predictor's own forwards, and how close to its best it gets.
+"""How long the search takes, beside the predictor's own forwards; `search_quality.py` says how good it is.
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py [--bundle resnet20-cifar10] [--repeats 5] [--quality]
+    OMP_NUM_THREADS=1 python benchmarks/search.py [--bundle resnet20-cifar10] [--repeats 5]
 
 Prints tables. Every round runs the search and then the same number of predictions, in batches as large, in
 the same process: compare the ratio of their CPU times rather than wall times, which depend on what else the
@@ -32,7 +32,6 @@ PROFILE = DeviceProfile(
     activation_bits=BIT_WIDTHS,
     activation_symmetry=Symmetry.ASYMMETRIC,
 )
-QUALITY_BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
 def layer(name: str, inputs: int, outputs: int, kernel: int, size: int, stride: int = 1) -> LayerSpec:
@@ -161,69 +160,10 @@ def print_speed(name: str, space: SearchSpace, predictor: AccuracyPredicting, re
     print(f"{'front of 25 points':<26}{wall:>8.3f} s{cpu:>8.3f} s", flush=True)
 
 
-def print_quality(space: SearchSpace, predictor: AccuracyPredicting) -> None:
-    """Predicted accuracy in percent, of the search and in points below it (above: negative)."""
-    costs = CostModel(space)
-    points = {
-        point.budget.weight_bits: point
-        for point in front(space=space, predictor=predictor, costs=costs, profile=PROFILE)
-    }
-    print("\npredicted accuracy, and what others reach beyond it (points)")
-    print(f"{'budget':<10}{'search':>9}{'10 x as long':>14}{'front':>9}{'uniform':>9}{'random':>9}")
-    for bits in QUALITY_BUDGETS:
-        budget = Budget(weight_bits=bits, activation_bits=bits)
-        short, long = (
-            search(
-                space=space,
-                predictor=predictor,
-                costs=costs,
-                profile=PROFILE,
-                budget=budget,
-                settings=SearchSettings(generations=generations, seed=generations),
-            )
-            for generations in (500, 5000)
-        )
-        uniform = float(predictor.predict(space.encode([space.uniform(PROFILE.form, int(bits))]))[0])
-        others = [
-            long.predicted_accuracy,
-            points[bits].predicted_accuracy,
-            uniform,
-            best_of_random(space, predictor, costs, bits, count=short.evaluations),
-        ]
-        columns = "".join(
-            f"{100 * (other - short.predicted_accuracy):>{width}.3f}"
-            for other, width in zip(others, (14, 9, 9, 9), strict=True)
-        )
-        print(f"{bits:<10}{100 * short.predicted_accuracy:>9.3f}{columns}", flush=True)
-
-
-def best_of_random(
-    space: SearchSpace, predictor: AccuracyPredicting, costs: CostModel, average: float, *, count: int
-) -> float:
-    """The best of `count` random subnets within the budget, drawn around it."""
-    generator = np.random.default_rng(0)
-    best, found = 0.0, 0
-    for _ in range(10_000):
-        centre = generator.uniform(average - 1.0, average, size=(5000, 2, 1))
-        bits = np.clip(np.rint(centre + generator.normal(size=(5000, 2, len(space.searchable)))), 2, 8)
-        bits = bits.astype(np.int64)
-        columns = costs.evaluate(PROFILE.form, bits[:, 0], bits[:, 1])
-        within = (columns["weight_bits"] <= average) & (columns["activation_bits"] <= average)
-        bits = bits[within][: count - found]
-        if len(bits):
-            features = space.encode_population(PROFILE.form, bits[:, 0], bits[:, 1])
-            best = max(best, float(predictor.predict(features).max()))
-        found += len(bits)
-        if found == count:
-            break
-    return best
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed and quality of the search.")
+    parser = argparse.ArgumentParser(description="Speed of the search.")
     parser.add_argument("--bundle", help="a shipped bundle's name, or a folder")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quality", action="store_true", help="compare with longer and simpler searches")
     arguments = parser.parse_args()
     if arguments.bundle:
         bundle = Bundle.open(shipped_bundles().get(arguments.bundle, arguments.bundle))
@@ -236,8 +176,6 @@ def main() -> None:
         large = SearchSpace(tuple(resnet50_layers()))
         large_predictor = random_predictor(large, members=2, hidden=64)
         print_speed("ResNet-50, random predictor", large, large_predictor, arguments.repeats)
-    if arguments.quality:
-        print_quality(space, predictor)
 
 
 if __name__ == "__main__":

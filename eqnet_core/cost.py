@@ -7,8 +7,8 @@ exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Cost:
 
     def to_json(self) -> dict[str, float | int]:
         """The `cost` object of the HTTP contract."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class CostModel:
@@ -121,17 +121,33 @@ class CostModel:
             "compression": self.float_bytes / model_bytes,
         }
 
+    def of_all(self, configurations: Sequence[SubnetConfiguration]) -> list[Cost]:
+        """`of` for many subnets, in order, a few microseconds each.
+
+        Raises:
+            InvalidConfigurationError: as `of`.
+        """
+        alike: dict[tuple[QuantizationForm, bool], list[int]] = {}
+        for position, configuration in enumerate(configurations):
+            self.space.check(configuration)
+            alike.setdefault((configuration.form, configuration.signed), []).append(position)
+        costs: dict[int, Cost] = {}
+        for (form, signed), positions in alike.items():
+            columns = self.evaluate(
+                form,
+                np.array([configurations[position].weight_bits for position in positions]),
+                np.array([configurations[position].activation_bits for position in positions]),
+                signed=signed,
+            )
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            for position, values in zip(positions, rows, strict=True):
+                costs[position] = Cost(**dict(zip(columns, values, strict=True)))
+        return [costs[position] for position in range(len(configurations))]
+
     def of(self, configuration: SubnetConfiguration) -> Cost:
         """The cost of one subnet.
 
         Raises:
             InvalidConfigurationError: not one bit-width per searchable layer.
         """
-        self.space.check(configuration)
-        columns = self.evaluate(
-            configuration.form,
-            np.array([configuration.weight_bits]),
-            np.array([configuration.activation_bits]),
-            signed=configuration.signed,
-        )
-        return Cost(**{name: column[0].item() for name, column in columns.items()})
+        return self.of_all([configuration])[0]

@@ -22,10 +22,10 @@ from eqnet_core.repair import Limits, Precedence, Repair, random_bytes
 Fitness = Callable[[Codes], NDArray[np.float64]]
 """Fitness [N], higher is better, of codes [N, 2, L]."""
 
-MUTATIONS = (0, 1, 1, 2, 5)
+MUTATIONS = (0, 1, 1, 2, 4)
 """Genes that change by themselves; each child gets one of these."""
 
-JUMPS = 7
+JUMPS = 4
 """One mutation in so many lands on any code of its gene; the others step down or up. Steps alone do not get
 across a bit-width that is bad in one layer."""
 

@@ -184,13 +184,17 @@ class SearchSpace:
         for configuration in configurations:
             self.check(configuration)
         weight_bits = np.array([c.weight_bits for c in configurations], dtype=np.int64)
-        activation_bits = np.stack(
-            [
-                self.effective_activation_bits(np.array(c.activation_bits), signed=c.signed)
-                for c in configurations
-            ]
+        named_bits = np.array([c.activation_bits for c in configurations], dtype=np.int64)
+        activation_bits = np.where(
+            np.array([[c.signed] for c in configurations]),
+            self.effective_activation_bits(named_bits, signed=True),
+            named_bits,
         )
-        head = np.stack([_encode_head(c.form, narrow_range=c.narrow_range) for c in configurations])
+        heads = {
+            (form, narrow_range): _encode_head(form, narrow_range=narrow_range)
+            for form, narrow_range in {(c.form, c.narrow_range) for c in configurations}
+        }
+        head = np.stack([heads[c.form, c.narrow_range] for c in configurations])
         return _encode(head, weight_bits, activation_bits)
 
     def encode_population(

@@ -55,11 +55,16 @@ def predictions(factory: Factory, configurations: Sequence[SubnetConfiguration])
         {
             "predicted_accuracy": float(accuracy),
             "prediction_interval": [float(low), float(high)],
-            "cost": factory.cost(configuration).to_json(),
+            "cost": cost.to_json(),
             "configuration": configuration_to_json(configuration, factory.bundle.space),
         }
-        for configuration, accuracy, low, high in zip(
-            configurations, predicted.accuracy, predicted.low, predicted.high, strict=True
+        for configuration, cost, accuracy, low, high in zip(
+            configurations,
+            factory.cost_all(configurations),
+            predicted.accuracy,
+            predicted.low,
+            predicted.high,
+            strict=True,
         )
     ]
 

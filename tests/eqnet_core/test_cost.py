@@ -64,6 +64,22 @@ def test_a_population_costs_what_its_members_cost(resnet20_space: SearchSpace) -
             assert expected == {name: column[row] for name, column in columns.items()}
 
 
+def test_many_subnets_cost_what_each_costs(resnet20_space: SearchSpace) -> None:
+    costs, generator = CostModel(resnet20_space), np.random.default_rng(3)
+    many = [
+        SubnetConfiguration(
+            form=FORMS[position % 8],
+            weight_bits=tuple(generator.integers(2, 9, size=18).tolist()),
+            activation_bits=tuple(generator.integers(2, 9, size=18).tolist()),
+            signed=position % 3 == 0,
+        )
+        for position in range(40)
+    ]
+    assert costs.of_all(many) == [costs.of(one) for one in many]
+    assert costs.of_all([]) == []
+    assert isinstance(costs.of(many[0]).model_bytes, int)
+
+
 def test_a_configuration_of_another_network_is_refused(
     resnet20_space: SearchSpace, tiny_space: SearchSpace
 ) -> None:

@@ -98,6 +98,9 @@ def test_signed_runtimes_are_encoded_with_the_bits_they_use() -> None:
     # "b" may be negative and keeps 8 bits; "a" and "c" are left with 7.
     same = SPACE.encode_population(FORMS[5], np.array([[2, 5, 8]]), np.array([[7, 8, 7]]))
     np.testing.assert_array_equal(signed, same)
+    mixed = [SPACE.uniform(FORMS[5], 8, signed=True), CONFIGURATION, SPACE.uniform(FORMS[0], 8)]
+    one_by_one = [SPACE.encode([configuration])[0] for configuration in mixed]
+    np.testing.assert_array_equal(SPACE.encode(mixed), one_by_one)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
