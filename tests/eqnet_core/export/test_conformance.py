@@ -1,4 +1,4 @@
-"""Every rule of every entry of the catalogue, on the files that the shipped supernet gives that device."""
+"""Every rule of every entry of the catalogue, on the files that the device gets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from eqnet_core.devices import Device, load_catalogue
 from eqnet_core.devices.rules import held_in
 from eqnet_core.errors import UnsupportedTargetError
 from eqnet_core.export.conformance import check_encodings, check_files, check_onnx
-from eqnet_core.export.state_dict import read_subnet
-from eqnet_core.factory import ARTIFACTS, Factory
-from eqnet_core.space import BIT_WIDTHS, SubnetConfiguration
+from eqnet_core.export.encodings import encodings
+from eqnet_core.export.onnx_exact import ExactExporter
+from eqnet_core.export.onnx_integer import IntegerExporter
+from eqnet_core.export.state_dict import read_subnet, save_subnet
+from eqnet_core.space import BIT_WIDTHS, SearchSpace, SubnetConfiguration
+from eqnet_core.subnet import Subnet
 
 CATALOGUE = load_catalogue()
 Files = Mapping[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def files_of() -> Callable[[Device], Files]:
+def files_of(
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    space: SearchSpace,
+    exporter: ExactExporter,
+    integer_exporter: IntegerExporter,
+) -> Callable[[Device], Files]:
     """`files_of(device)`: all artifacts of a subnet with every bit-width, built once per form and range."""
-    factory = Factory.open("resnet20-cifar10")
     made: dict[SubnetConfiguration, Files] = {}
 
     def build(device: Device) -> Files:
-        count = len(factory.bundle.space.searchable)
-        bits = np.resize(np.array(BIT_WIDTHS), count)
+        bits = np.resize(np.array(BIT_WIDTHS), len(space.searchable))
         profile = device.profile
         configuration = SubnetConfiguration(
             form=profile.form,
@@ -42,7 +48,13 @@ def files_of() -> Callable[[Device], Files]:
             signed=profile.signed,
         )
         if configuration not in made:
-            made[configuration] = factory.build(configuration).files
+            subnet = make_subnet(configuration)
+            made[configuration] = {
+                "encodings.json": encodings(subnet),
+                "model.onnx": exporter.render(subnet, {}),
+                "model.integer.onnx": integer_exporter.render(integer_exporter.fold(subnet), {}),
+                "model.safetensors": save_subnet(subnet, {}),
+            }
         return made[configuration]
 
     return build
@@ -52,7 +64,7 @@ def arrays(model: onnx.ModelProto) -> dict[str, Any]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-@pytest.mark.parametrize("name", [name for name, device in CATALOGUE.items() if device.file in ARTIFACTS])
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_the_artifact_keeps_to_every_rule_of_the_entry(
     name: str, files_of: Callable[[Device], Files], tmp_path: Path
 ) -> None:
@@ -133,6 +145,9 @@ def lowest_code(codes: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "constant", "change", "place"),
     [
+        ("tensorrt", "conv1.weight.zero_point", lambda z: z + np.int8(1), "/layers/conv1/weight has a zero"),
+        ("tensorrt", "fc.weight.scale", np.negative, "/layers/fc/weight has a step size that is not"),
+        ("openvino-cpu", "fc.weight.codes", lowest_code, "/layers/fc/weight uses the lowest code"),
         ("litert-int8", "conv1.weight.codes", lowest_code, "/layers/conv1/weight uses the lowest code"),
         ("litert-int8", "fc.weight.scale", np.negative, "/layers/fc/weight has a step size that is not"),
         ("cmsis-nn", "fc.weight.zero_point", lambda z: z + 1, "/layers/fc/weight has a zero-point other"),
