@@ -97,7 +97,8 @@ def quantized_layer(
     would round it to int32 at s_x * s_w, which ruins low bit-widths. A Gemm keeps its float bias, zeros if
     need be: without one, ONNX Runtime 1.31 makes a QGemm of it, whose 16-bit sums saturate on x86 without
     VNNI (measured: logits off by a third of their deviation with unsigned, by more than all of it with signed
-    activations).
+    activations). Where a Gemm is not the last node, that bias is zeros and the real one is added outside too:
+    ahead of a QuantizeLinear, ONNX Runtime rounds it like a convolution's.
     """
     result = onnx.NodeProto()
     result.CopyFrom(node)
@@ -107,9 +108,13 @@ def quantized_layer(
     builder.nodes.append(result)
     name = f"{layer.name}.bias"
     if node.op_type == "Gemm":
-        bias = np.zeros(len(layer.codes), np.float32) if layer.bias is None else layer.bias
-        result.input.append(builder.initializer(name, "float32", bias))
-    elif layer.bias is not None:
+        inside = layer.bias if node.output[0] == "logits" else None
+        zeros = np.zeros(len(layer.codes), np.float32)
+        which = name if inside is not None else f"{name}.zeros"
+        result.input.append(builder.initializer(which, "float32", zeros if inside is None else inside))
+        if inside is not None:
+            return
+    if layer.bias is not None:
         result.output[0] = f"{layer.name}.product"
         builder.initializer(name, "float32", layer.bias.reshape(-1, *(1,) * (layer.codes.ndim - 2)))
         builder.node("Add", f"{layer.name}.add_bias", [result.output[0], name], node.output[0])

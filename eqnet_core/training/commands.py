@@ -18,8 +18,10 @@ from eqnet_core.bundle import Bundle, add_ranges, write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import FORMS, Symmetry
 from eqnet_core.statistics import StatisticsPredictor
+from eqnet_core.supernet import Supernet
 from eqnet_core.training.ablations import VARIANTS, run_ablations
 from eqnet_core.training.accuracies import AccuracySettings, measure_accuracies
 from eqnet_core.training.batches import ImageSizes
@@ -281,16 +283,36 @@ def _ranges(run: Path, data: ImageData, options: argparse.Namespace, device: tor
     settings = RangeSettings(subnets=options.subnets, images=options.images, seed=options.seed)
     supernet = load_trained(run / "supernet")
     folder = run / "ranges"
-    if options.bundle is not None:
-        ours, theirs = supernet.tensors(), Bundle.open(options.bundle).supernet_tensors()
-        if not all(name in theirs and np.array_equal(theirs[name], value) for name, value in ours.items()):
-            raise TrainingError(
-                f"{options.bundle} holds another supernet than {run}: choose the run it came from"
-            )
+    if options.bundle is not None and not _same_supernet(Bundle.open(options.bundle), supernet):
+        raise TrainingError(
+            f"{options.bundle} holds another supernet than {run}: choose the run it came from"
+        )
     ranges, quality = measure_ranges(data, supernet, folder, settings, device)
     if options.bundle is not None:
         print(f"added to {options.bundle}, {add_ranges(options.bundle, ranges, quality).digest}")
     return folder
+
+
+def _same_supernet(bundle: Bundle, supernet: Supernet) -> bool:
+    theirs = bundle.supernet_tensors()
+    return all(
+        name in theirs and np.array_equal(theirs[name], value) for name, value in supernet.tensors().items()
+    )
+
+
+def _known_ranges(
+    run: Path, folder: Path, supernet: Supernet
+) -> tuple[TensorRanges, dict[str, Any]] | tuple[None, None]:
+    """Those of the run, or those that the bundle to be replaced has of the same supernet."""
+    found = load_ranges(run / "ranges")
+    if found is not None:
+        return found
+    if not (folder / "bundle.json").exists():
+        return None, None
+    before = Bundle.open(folder)
+    if not before.has_ranges or not _same_supernet(before, supernet):
+        return None, None
+    return before.ranges(), dict(before.document["integer"])
 
 
 def _bundle(run: Path, options: argparse.Namespace) -> None:
@@ -301,7 +323,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     for name in ("predictor", "statistics"):
         with np.load(run / "prediction" / f"{name}.npz", allow_pickle=False) as archive:
             tensors[name] = dict(archive)
-    ranges, integer_quality = load_ranges(run / "ranges") or (None, None)
+    ranges, integer_quality = _known_ranges(run, options.out, supernet)
     bundle = write_bundle(
         options.out,
         name=options.out.name,

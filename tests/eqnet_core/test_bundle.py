@@ -260,5 +260,6 @@ def test_shipped_bundles_are_whole(name: str) -> None:
     accuracy = bundle.predictor().predict(bundle.space.encode(configurations)).reshape(len(FORMS), 7)
     assert ((accuracy > 0.5) & (accuracy < 1)).all()
     assert (accuracy[:, -1] > accuracy[:, 0]).all()
+    assert bundle.ranges().names
     statistics = bundle.statistics().predict(configurations[0], bundle.space)
     assert all((variance > 0).all() for _, variance in statistics.values())

@@ -13,6 +13,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.training.batches import Batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.samples import Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.trained import load_trained
@@ -109,3 +110,26 @@ def test_samples_go_on_to_the_same_file(digits: ImageData, trained: Path, tmp_pa
     np.testing.assert_allclose(whole.means, parts.means, rtol=1e-4, atol=1e-5)
     with pytest.raises(TrainingError, match="held out"):
         sample_subnets(digits, trained / "supernet", tmp_path / "c", replace(settings, images=65), CPU)
+
+
+def test_ranges_are_measured_once(digits: ImageData, trained: Path, tmp_path: Path) -> None:
+    settings = RangeSettings(subnets=3, images=32, calibration_images=32)
+    ranges, quality = measure_ranges(digits, load_trained(trained / "supernet"), tmp_path, settings, CPU)
+    # 9 sums, the stem, and the 9 branches that are added
+    assert len(ranges.names) == 19
+    assert ranges.of("add.8")[0] == 0
+    assert ranges.of("layer1.0.conv2.output")[0] < 0
+    assert len(quality["subnets"]) == 3
+    assert quality["images"] == 32
+    lost = [row["exact"] - row["integer"] for row in quality["subnets"]]
+    assert np.mean(list(quality["cost"].values())) == pytest.approx(np.mean(lost), abs=0.1)
+    again = load_ranges(tmp_path)
+    assert again is not None
+    assert again[1] == quality
+    np.testing.assert_array_equal(again[0].high, ranges.high)
+    assert measure_ranges(digits, load_trained(trained / "supernet"), tmp_path, settings, CPU)[1] == quality
+    with pytest.raises(TrainingError, match="held out"):
+        measure_ranges(
+            digits, load_trained(trained / "supernet"), tmp_path, replace(settings, images=65), CPU
+        )
+    assert load_ranges(tmp_path / "elsewhere") is None
