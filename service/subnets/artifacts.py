@@ -14,6 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 RECORD = "record.json"
+_PROBE = ".writable"
 
 
 class DamagedArtifactError(Exception):
@@ -40,6 +42,17 @@ class StoredFile:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """OSError for whatever else an fsspec implementation raises, such as botocore's own tree of errors."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"the artifact store does not answer: {error}") from error
+
+
 def _digest(document: Mapping[str, Any]) -> str:
     text = json.dumps(document, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -52,13 +65,18 @@ class ArtifactStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = fsspec.core.url_to_fs(url)
+        # No listings kept: other machines write to the same bucket.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = str(root).rstrip("/")
 
     def check(self) -> None:
         """Raise OSError unless the root can be written."""
+        if not isinstance(self._fs, LocalFileSystem):
+            with _storage_errors():
+                self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
+            return
         self._fs.makedirs(self._root, exist_ok=True)
-        if isinstance(self._fs, LocalFileSystem) and not os.access(self._root, os.W_OK | os.X_OK):
+        if not os.access(self._root, os.W_OK | os.X_OK):
             raise PermissionError(f"the artifact folder {self._root} is not writable")
 
     def save(self, subnet: str, files: Mapping[str, bytes]) -> list[StoredFile]:
@@ -78,7 +96,9 @@ class ArtifactStore:
     def record(self, subnet: str) -> dict[str, Any] | None:
         """The committed record, or None. A damaged one counts as none: the subnet is then built again."""
         try:
-            stored = json.loads(self._fs.cat_file(self._path(subnet, RECORD)))
+            with _storage_errors():
+                content = self._fs.cat_file(self._path(subnet, RECORD))
+            stored = json.loads(content)
             document = dict(stored["subnet"])
             return document if stored["sha256"] == _digest(document) else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -91,7 +111,8 @@ class ArtifactStore:
             DamagedArtifactError: the file is missing or altered.
         """
         try:
-            content: bytes = self._fs.cat_file(self._path(subnet, file.sha256))
+            with _storage_errors():
+                content: bytes = self._fs.cat_file(self._path(subnet, file.sha256))
         except FileNotFoundError as error:
             raise DamagedArtifactError(f"{file.name} of {subnet} is missing") from error
         if hashlib.sha256(content).hexdigest() != file.sha256:
@@ -102,18 +123,22 @@ class ArtifactStore:
         """Remove the record first, then the files; no error where there is nothing."""
         for path in (self._path(subnet, RECORD), f"{self._root}/{subnet}"):
             try:
-                self._fs.rm(path, recursive=True)
+                with _storage_errors():
+                    self._fs.rm(path, recursive=True)
             except FileNotFoundError:
                 continue
 
     def subnets(self) -> Iterator[str]:
         """Ids of everything stored, finished or not."""
         try:
-            entries = self._fs.ls(self._root, detail=False)
+            with _storage_errors():
+                entries = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:
             return
         for entry in entries:
-            yield str(entry).rstrip("/").rsplit("/", 1)[-1]
+            name = str(entry).rstrip("/").rsplit("/", 1)[-1]
+            if not name.startswith("."):
+                yield name
 
     def _path(self, subnet: str, name: str) -> str:
         return f"{self._root}/{subnet}/{name}"
@@ -121,7 +146,8 @@ class ArtifactStore:
     def _write(self, subnet: str, name: str, content: bytes) -> None:
         path = self._path(subnet, name)
         if not isinstance(self._fs, LocalFileSystem):
-            self._fs.pipe_file(path, content)  # one PUT: object stores show an object whole or not at all
+            with _storage_errors():
+                self._fs.pipe_file(path, content)  # one PUT: object stores show an object whole or not at all
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

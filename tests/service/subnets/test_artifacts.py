@@ -1,3 +1,9 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,11 +13,48 @@ from service.subnets.artifacts import ArtifactStore, DamagedArtifactError
 SUBNET = "0123456789abcdef" * 2
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of a server that speaks S3, by its URL."""
+    s3fs = pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
+    pytest.importorskip("moto", reason="there is no S3 server to test against")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (tmp_path_factory.mktemp("s3") / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("eqnet")
+        yield "s3://eqnet"
+        s3fs.S3FileSystem.clear_instance_cache()
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    """A local folder, and fsspec's in-memory stand-in for object stores."""
-    url = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{tmp_path.name}"
-    return ArtifactStore(url)
+    """A local folder, fsspec's in-memory file system, and a bucket."""
+    if request.param == "file":
+        return ArtifactStore((tmp_path / "store").as_uri())
+    if request.param == "memory":
+        return ArtifactStore(f"memory://{tmp_path.name}")
+    return ArtifactStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
 
 
 def test_what_was_saved_is_read(store: ArtifactStore) -> None:
@@ -41,6 +84,47 @@ def test_dropping_leaves_nothing_and_may_be_repeated(store: ArtifactStore) -> No
 
 def test_an_empty_store_has_no_subnets(store: ArtifactStore) -> None:
     assert list(store.subnets()) == []
+    store.check()
+    assert list(store.subnets()) == []
+
+
+def test_what_another_machine_stored_is_seen_at_once(bucket: str, tmp_path: Path) -> None:
+    here, there = (ArtifactStore(f"{bucket}/{tmp_path.name}") for _ in range(2))
+    assert list(here.subnets()) == []
+    there.commit(SUBNET, {"record": {}})
+    assert list(here.subnets()) == [SUBNET]
+    there.drop(SUBNET)
+    assert list(here.subnets()) == []
+    assert here.record(SUBNET) is None
+
+
+def test_a_bucket_that_is_not_there_is_an_os_error(bucket: str) -> None:
+    with pytest.raises(OSError, match="does not exist"):
+        ArtifactStore("s3://nowhere/eqnet").check()
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing_half(tmp_path: Path) -> None:
+    mounted = tmp_path / "full"
+    mounted.mkdir()
+    if os.name != "posix" or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], capture_output=True
+    ).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        store = ArtifactStore(mounted.as_uri())
+        (small,) = store.save(SUBNET, {"report.json": b"{}"})
+        with pytest.raises(OSError, match="No space left"):
+            store.save(SUBNET, {"model.onnx": bytes(100_000)})
+        assert [path.name for path in (mounted / SUBNET).iterdir()] == [small.sha256]
+        assert store.read(SUBNET, small) == b"{}"
+        subprocess.run(["mount", "-o", "remount,ro", mounted], check=True, capture_output=True)
+        with pytest.raises(OSError, match="not writable"):
+            store.check()
+        with pytest.raises(OSError, match="Read-only"):
+            store.save(SUBNET, {"model.onnx": b"model"})
+        assert store.read(SUBNET, small) == b"{}"
+    finally:
+        subprocess.run(["umount", mounted], check=True)
 
 
 @pytest.mark.parametrize("content", [b"mode", b"modem", b""])
