@@ -103,12 +103,15 @@ def test_a_bucket_that_is_not_there_is_an_os_error(bucket: str) -> None:
         ArtifactStore("s3://nowhere/eqnet").check()
 
 
-def test_a_full_disk_is_an_os_error_and_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_full_or_read_only_folder_is_an_os_error_and_leaves_nothing_half(tmp_path: Path) -> None:
     mounted = tmp_path / "full"
     mounted.mkdir()
-    if os.name != "posix" or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], capture_output=True
-    ).returncode:
+    if (
+        os.name != "posix"
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], capture_output=True
+        ).returncode
+    ):
         pytest.skip("only root can mount a small file system")
     try:
         store = ArtifactStore(mounted.as_uri())
