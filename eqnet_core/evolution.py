@@ -3,9 +3,9 @@
 Each generation makes as many children as there are individuals, repairs them into the budget, and keeps the
 best of both. Since only the best ever seen survive, a child that was seen before cannot enter the population
 again: it is dropped without a prediction. A population that stops improving is put aside for a new one, which
-thus has to settle elsewhere; the last generations breed the best of all of them. Budgets that are searched
-side by side (`limits` [I, 2]) are islands that learn from their neighbours, which have a little more or a
-little less to spend.
+thus has to settle elsewhere; the last generations breed the best of all of them, and a local search
+(`polish.py`) ends on an optimum. Budgets that are searched side by side (`limits` [I, 2]) are islands that
+learn from their neighbours, which have a little more or a little less to spend.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.genome import Codes, Genome
+from eqnet_core.polish import Polish
 from eqnet_core.repair import Limits, Precedence, Repair, random_bytes
 
 Fitness = Callable[[Codes], NDArray[np.float64]]
@@ -44,6 +45,9 @@ PATIENCE = 30
 
 FINAL_SHARE = 1 / 5
 """Share of the generations, `PATIENCE` at least, in which the populations that were put aside meet."""
+
+POLISHING = 1 / 10
+"""Share of the predictions that is kept for the local search at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +88,25 @@ def evolve(
     population: int,
     generations: int,
     generator: np.random.Generator,
+    polishing: float = POLISHING,
     progress: Callable[[float], None] | None = None,
 ) -> Evolved:
     """Search `generations` x `population` subnets per island; deterministic in `generator`. Budgets must be
     feasible.
 
     The first generation is uniform subnets, and Monte-Carlo samples inside the budget and at its boundary.
-    `progress` is told the fraction done after every generation.
+    A share of the predictions, `polishing`, is kept for the local search that follows. `progress` is told the
+    fraction done after every generation.
     """
     nursery = _Nursery(genome, limits, population, generator)
     census = _Census(genome, len(limits), population, fitness)
-    final = generations - max(PATIENCE, round(FINAL_SHARE * generations))
+    polish = Polish(genome, limits, census.fitness)
+    rounds = int(polishing * generations) * population // polish.evaluations
+    bred = generations - -(-rounds * polish.evaluations // population)
+    final = bred - max(PATIENCE, round(FINAL_SHARE * bred))
     settled: list[Population] = []
     current, stale = Population.best([census.judge(nursery.first())], population), 0
-    for generation in range(1, generations):
+    for generation in range(1, bred):
         if progress is not None:
             progress(generation / generations)
         if generation == final and settled:
@@ -112,10 +121,11 @@ def evolve(
         improved = (children.scores.max(axis=0) > current.scores[0]).any()
         stale = 0 if improved else stale + 1
         current = Population.best([current, children], population)
+    best = Population.best([*settled, current], 1)
+    codes, scores = polish.improve(best.codes, best.scores[0], rounds=rounds)
     if progress is not None:
         progress(1.0)
-    winner = Population.best([*(each.first(1) for each in settled), current.first(1)], 1)
-    return Evolved(codes=winner.codes, fitness=winner.scores[0], evaluations=census.evaluations)
+    return Evolved(codes=codes, fitness=scores, evaluations=census.evaluations)
 
 
 class _Census:
@@ -130,13 +140,15 @@ class _Census:
         self._islands = islands
         self._offsets = np.tile(np.arange(islands) * np.int64(0x9E3779B97F4A7C1), population)
         self._fitness = fitness
+        self._known: dict[int, float] = {}
         self._seen: set[int] = set()
         self.evaluations = 0
         self.news = 1.0  # share of the codes judged last that had never been seen before
 
     def judge(self, codes: Codes) -> Population:
         """Codes [P * I, 2, L] with their fitness."""
-        keys = codes.reshape(len(codes), -1) @ self._multipliers + self._offsets
+        # An individual that another island has seen is new to this one.
+        keys = self._keys(codes) + self._offsets
         listed = keys.tolist()
         fresh = ~np.fromiter(map(self._seen.__contains__, listed), dtype=bool, count=len(listed))
         self._seen.update(listed)
@@ -146,10 +158,26 @@ class _Census:
         scores = np.full(len(codes), -np.inf)
         positions = fresh.nonzero()[0]
         if len(positions):
-            scores[positions] = self._fitness(codes[positions])
-        self.evaluations += len(positions)
+            scores[positions] = self.fitness(codes[positions])
         self.news = len(positions) / len(codes)
         return Population(codes=codes, scores=scores.reshape(-1, self._islands))
+
+    def fitness(self, codes: Codes) -> NDArray[np.float64]:
+        """Fitness [N] of codes [N, 2, L], predicted where it is not known yet."""
+        keys = self._keys(codes).tolist()
+        scores = np.array(list(map(self._known.get, keys)), dtype=np.float64)  # unknown: NaN
+        unknown = np.isnan(scores).nonzero()[0]
+        if len(unknown):
+            scores[unknown] = self._fitness(codes[unknown])
+            self._known.update(
+                zip(map(keys.__getitem__, unknown.tolist()), scores[unknown].tolist(), strict=True)
+            )
+        self.evaluations += len(unknown)
+        return scores
+
+    def _keys(self, codes: Codes) -> NDArray[np.int64]:
+        keys: NDArray[np.int64] = codes.reshape(len(codes), -1) @ self._multipliers
+        return keys
 
 
 class _Nursery:

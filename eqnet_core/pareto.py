@@ -22,8 +22,10 @@ from eqnet_core.search import AccuracyPredicting
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 
 MAX_POINTS = 100
-POPULATION = 16
-GENERATIONS = 150
+POPULATION = 20
+GENERATIONS = 300
+POLISHING = 1 / 2
+"""Share of the predictions for the local search: so few individuals end further from an optimum."""
 
 
 class FrontAxis(StrEnum):
@@ -92,6 +94,7 @@ def front(
         population=population,
         generations=generations,
         generator=np.random.default_rng(seed),
+        polishing=POLISHING,
     )
     # A subnet within a tighter budget is within every looser one.
     best = np.zeros(len(budgets), dtype=np.int64)

@@ -48,7 +48,7 @@ def test_points_are_about_as_good_as_searches(resnet20_space: SearchSpace, resne
             budget=point.budget,
             settings=SearchSettings(),
         )
-        assert point.predicted_accuracy > result.predicted_accuracy - 0.0005
+        assert point.predicted_accuracy > result.predicted_accuracy - 0.0001
 
 
 def test_one_axis_leaves_the_other_at_its_highest_bits(

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from eqnet_core.cost import CostModel
+from eqnet_core.genome import Codes, Genome, build_genome
+from eqnet_core.polish import Polish
+from eqnet_core.profile import Budget, DeviceProfile, LayerPin
+from eqnet_core.repair import Limits
+from eqnet_core.space import Granularity, SearchSpace, Symmetry
+
+DEVICE = DeviceProfile(
+    weight_bits=(2, 3, 4, 6, 8),
+    weight_granularity=Granularity.PER_CHANNEL,
+    weight_symmetry=Symmetry.SYMMETRIC,
+    activation_bits=(2, 4, 5, 8),
+    activation_symmetry=Symmetry.ASYMMETRIC,
+)
+PINS = {"layer2.0.conv1": LayerPin(weight_bits=4)}
+
+
+def genome_of(space: SearchSpace, budget: Budget) -> Genome:
+    return build_genome(
+        costs=CostModel(space), profile=DEVICE, budget=budget, pins=PINS, fix_unreachable=False
+    )
+
+
+class Additive:
+    """Every code of every gene has a worth of its own, so that what pairs gain is no estimate."""
+
+    def __init__(self, genome: Genome) -> None:
+        self.worth = np.random.default_rng(5).normal(size=len(genome.emitted))
+        self.judged = 0
+
+    def __call__(self, codes: Codes) -> NDArray[np.float64]:
+        self.judged += len(codes)
+        total: NDArray[np.float64] = self.worth.take(codes).sum(axis=(1, 2))
+        return total
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(weight_bits=4.0, activation_bits=5.0), Budget(weight_bits=5.0, bit_operations=5e8)],
+    ids=["averages", "operations"],
+)
+def test_no_one_or_two_changes_are_better(resnet20_space: SearchSpace, budget: Budget) -> None:
+    genome = genome_of(resnet20_space, budget)
+    fitness, limits = Additive(genome), Limits.of(genome)
+    start = genome.lowest[None]
+    polish = Polish(genome, limits, fitness)
+    codes, scores = polish.improve(start, fitness(start), rounds=200)
+    assert genome.feasible(codes).all()
+    assert scores[0] == pytest.approx(float(fitness(codes)[0]))
+    assert fitness.judged <= 2 + 200 * polish.evaluations
+    flat = codes.reshape(-1)
+    changes = [
+        (gene, code)
+        for gene, (low, high) in enumerate(zip(genome.lowest.ravel(), genome.highest.ravel(), strict=True))
+        for code in range(low, high + 1)
+    ]
+    for gene, code in changes:
+        changed = np.repeat(flat[None], len(changes), axis=0)
+        changed[:, gene] = code
+        for row, (other, value) in enumerate(changes):
+            if other != gene:
+                changed[row, other] = value
+        neighbours = changed.reshape(-1, *genome.lowest.shape)
+        if budget.bit_operations is not None:
+            # Which pairs keep to bit operations is known only of those that are judged.
+            neighbours = neighbours[(neighbours != codes).sum(axis=(1, 2)) <= 1]
+        within = neighbours[genome.feasible(neighbours)]
+        assert (fitness(within) <= scores[0] + 1e-9).all()
+
+
+def test_each_subnet_keeps_its_own_budget(resnet20_space: SearchSpace) -> None:
+    budgets = [Budget(weight_bits=bits, activation_bits=bits) for bits in (2.5, 4.0, 7.0)]
+    genomes = [genome_of(resnet20_space, budget) for budget in budgets]
+    limits = Limits(sizes=np.stack([genome.limits for genome in genomes]), operations=None)
+    fitness = Additive(genomes[0])
+    start = np.repeat(genomes[0].lowest[None], 3, axis=0)
+    codes, scores = Polish(genomes[0], limits, fitness).improve(start, fitness(start), rounds=100)
+    assert all(genome.feasible(one) for genome, one in zip(genomes, codes, strict=True))
+    assert (np.diff(scores) > 0).all()
+    assert (codes[:, 0, 6] == genomes[0].lowest[0, 6]).all()  # the pin
+
+
+def test_what_is_best_stays_as_it_is(resnet20_space: SearchSpace) -> None:
+    genome = genome_of(resnet20_space, Budget(weight_bits=4.0, activation_bits=4.0))
+    polish = Polish(genome, Limits.of(genome), lambda codes: np.zeros(len(codes)))
+    start = genome.lowest[None]
+    codes, scores = polish.improve(start, np.zeros(1), rounds=10)
+    assert np.array_equal(codes, start)
+    assert scores.tolist() == [0.0]
