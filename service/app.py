@@ -22,6 +22,7 @@ from service.limits import RequestLimits
 from service.observed import Observed
 from service.openapi import install_document
 from service.pages import install_pages
+from service.predictions.direct import DirectPredictions
 from service.predictions.endpoints import router as predictions
 from service.security.access import AccessControl
 from service.settings import Settings
@@ -31,9 +32,10 @@ from service.subnets.caretaker import Caretaker
 from service.subnets.endpoints import router as subnets
 from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore, connect
+from service.subnets.warm import WarmAnswers
 from service.supernets.catalogue import SupernetCatalogue
 from service.supernets.endpoints import router as supernets
-from service.tracing import Tracing
+from service.tracing import telemetry
 
 _LIST_BODY = 16 * 1024 * 1024
 """Bytes that a list of 10,000 configurations may have."""
@@ -50,17 +52,23 @@ def create_app(settings: Settings) -> FastAPI:
         TracingError: traces are wanted and cannot be had.
     """
     metrics = Metrics()
-    tracing = Tracing.from_environment(version("eqnet-serve"))
     app = FastAPI(
         title="EQ-Net Serve",
         version=version("eqnet-serve"),
         description=_DESCRIPTION,
-        lifespan=_lifespan(settings, metrics, tracing),
+        lifespan=_lifespan(settings, metrics),
         docs_url=None,  # both load their scripts from a public server; `install_pages` has its own
         redoc_url=None,
+        telemetry=telemetry(),
         redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
-    for router in (subnets, predictions, supernets, devices, health):
+    for router in (
+        predictions,
+        subnets,
+        supernets,
+        devices,
+        health,
+    ):  # the busiest first: they are tried in turn
         app.include_router(router)
     install_pages(app)
     install_error_handlers(app)
@@ -73,15 +81,14 @@ def create_app(settings: Settings) -> FastAPI:
         exempt={"/predict-accuracy": _LIST_BODY},
     )
     app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=metrics)
-    app.add_middleware(Observed, metrics=metrics, tracing=tracing)
+    app.add_middleware(Observed, metrics=metrics)
     return app
 
 
-def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callable[[FastAPI], Any]:
+def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            stack.callback(tracing.stop)
             url = settings.redis_url
             if url is None:
                 folder = stack.enter_context(DataFolder(settings.data_dir))
@@ -106,7 +113,6 @@ def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callabl
                 store=store,
                 artifacts=artifacts,
                 metrics=metrics,
-                tracing=tracing,
             )
             if supernets.factories:
                 await queue.start()
@@ -122,6 +128,8 @@ def _lifespan(settings: Settings, metrics: Metrics, tracing: Tracing) -> Callabl
                 artifacts=artifacts,
                 queue=queue,
                 subnets=service,
+                predictions=DirectPredictions(),
+                warm=WarmAnswers(store=store, metrics=metrics),
                 metrics=metrics,
                 evaluation=evaluation,
             )

@@ -84,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import uvicorn
     from pydantic import ValidationError
 
     from eqnet_core.errors import EqnetError
@@ -95,6 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
     from service.security.exposure import ExposedError, check_exposure
     from service.security.key_file import KeyFileError
     from service.security.keys import KeyEntryError
+    from service.server import run_server
     from service.settings import Settings
     from service.tracing import TracingError
 
@@ -117,15 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
     configure_logging(form=settings.log_format, level=options.log_level)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        log_config=None,
-        access_log=False,  # `service.observed` logs requests, with what belongs to them
-        timeout_graceful_shutdown=10,
-        server_header=False,
-    )
+    run_server(app, host=options.host, port=options.port)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Every request is named, counted, timed, logged and traced; every answer gets the headers it needs."""
+"""Every request is named, counted, timed and logged; every answer gets the headers it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from service.errors import answer_defect
 from service.health.metrics import Metrics
 from service.logs import request_id, subnet_id
 from service.security.headers import secured
-from service.tracing import Tracing
 
 logger = logging.getLogger("eqnet.requests")
 
@@ -34,10 +33,9 @@ class Observed:
     underscores, and gets one otherwise; the answer repeats it.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,20 +55,18 @@ class Observed:
                 message["headers"] = [*secured(message["headers"]), (b"x-request-id", name)]
             await send(message)
 
-        with self._tracing.request(scope) as span:
-            try:
-                await self._app(scope, receive, observe)
-            except Exception as error:
-                if status:  # half an answer is out: only the connection's end can tell
-                    raise
-                await answer_defect(scope, error)(scope, receive, observe)
-            finally:
-                seconds = time.perf_counter() - started
-                route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._metrics.answered(method, route, status or _HUNG_UP, seconds)
-                span.end(route=route, status=status or _HUNG_UP)
-                _log(scope, method, status or _HUNG_UP, seconds)
+        try:
+            await self._app(scope, receive, observe)
+        except Exception as error:
+            if status:  # half an answer is out: only the connection's end can tell
+                raise
+            await answer_defect(scope, error)(scope, receive, observe)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.answered(method, route, status or _HUNG_UP, seconds)
+            _log(scope, method, status or _HUNG_UP, seconds)
 
 
 def _named(scope: Scope) -> bytes:

@@ -9,10 +9,12 @@ from fastapi import Depends, Request
 
 from service.health.metrics import Metrics
 from service.jobs.queue import BuildQueue
+from service.predictions.direct import DirectPredictions
 from service.settings import Settings
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore
+from service.subnets.warm import WarmAnswers
 from service.supernets.catalogue import SupernetCatalogue
 
 
@@ -26,6 +28,8 @@ class ServiceState:
     artifacts: ArtifactStore
     queue: BuildQueue
     subnets: SubnetService
+    warm: WarmAnswers
+    predictions: DirectPredictions
     metrics: Metrics
     evaluation: str | None
 

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 
-class _StrictRequest(Request):
+class StrictRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_strict"):
             self._strict = _loads(await self.body())
@@ -24,7 +24,9 @@ class StrictJsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            # A body is read from `receive` only once: whoever has done so passes its request on.
+            strict_one = isinstance(request, StrictRequest)
+            return await handler(request if strict_one else StrictRequest(request.scope, request.receive))
 
         return strict
 

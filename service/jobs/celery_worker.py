@@ -11,7 +11,6 @@ import logging
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from celery import Task
@@ -29,7 +28,7 @@ from service.subnets.leased_build import LeasedBuilds
 from service.subnets.order import is_subnet_id
 from service.subnets.store import Claim, StoreUnavailableError, SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
-from service.tracing import Tracing
+from service.tracing import trace_worker
 
 logger = logging.getLogger("eqnet.worker")
 
@@ -51,7 +50,7 @@ class BuildSite:
         assert settings.redis_url is not None
         self._digests = digests
         self._metrics = Metrics()
-        self._tracing = Tracing.from_environment(version("eqnet-serve"))
+        self._stop_tracing = trace_worker()
         self._running: set[asyncio.Task[Any]] = set()
         self._pool = BuilderPool(
             count=settings.builders, queue_limit=0, timeout=settings.build_timeout, arguments=arguments
@@ -64,7 +63,6 @@ class BuildSite:
             pool=self._pool,
             lease=settings.lease,
             metrics=self._metrics,
-            tracing=self._tracing,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="builds", daemon=True)
@@ -78,7 +76,7 @@ class BuildSite:
         self._do(self._redis.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._tracing.stop()
+        self._stop_tracing()
 
     def build(self, subnet: str, *, last: bool) -> None:
         """Build it unless that is being done, or was; blocks.

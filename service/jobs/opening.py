@@ -15,7 +15,6 @@ from service.subnets.artifacts import ArtifactStore
 from service.subnets.leased_build import LeasedBuilds
 from service.subnets.store import SubnetStore
 from service.supernets.catalogue import SupernetCatalogue
-from service.tracing import Tracing
 
 
 def open_queue(
@@ -26,7 +25,6 @@ def open_queue(
     store: SubnetStore,
     artifacts: ArtifactStore,
     metrics: Metrics,
-    tracing: Tracing,
 ) -> BuildQueue:
     """Celery workers where a broker is configured, otherwise a pool of this process. Not started yet."""
     if settings.broker_url is not None:
@@ -53,7 +51,6 @@ def open_queue(
         pool=pool,
         lease=settings.lease,
         metrics=metrics,
-        tracing=tracing,
     )
     return LocalQueue(store=store, pool=pool, builds=builds)
 

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from eqnet_core.pareto import MAX_POINTS, FrontAxis
 from eqnet_core.profile import MAX_SEED
 from eqnet_core.space import BIT_WIDTHS
-from service.errors import ProblemError, problem_responses
-from service.predictions.predict import pareto, predict, resolve_query
+from service.errors import problem_responses
+from service.predictions.direct import DirectRoute
+from service.predictions.predict import pareto, predict, read_bits, resolve_query
 from service.predictions.schemas import (
     Granularity,
     Pareto,
@@ -38,13 +39,7 @@ _ACCEPTED = Query(
 )
 
 
-@router.get(
-    "/predict-accuracy",
-    summary="Predicted accuracy of one configuration",
-    response_model=Prediction,
-    responses=problem_responses(422, 503),
-)
-def predict_one(
+async def predict_one(
     state: State,
     weight_bits: Annotated[str, _BITS],
     activation_bits: Annotated[str, _BITS],
@@ -64,10 +59,20 @@ def predict_one(
         activation_symmetry=activation_symmetry,
         narrow_range=narrow_range,
         signed=signed,
-        weight_bits=_read_bits(weight_bits, "/weight_bits"),
-        activation_bits=_read_bits(activation_bits, "/activation_bits"),
+        weight_bits=read_bits(weight_bits, "/weight_bits"),
+        activation_bits=read_bits(activation_bits, "/activation_bits"),
     )
     return JSONResponse(predict([query], state.supernets, listed=False)[0])
+
+
+router.add_api_route(
+    "/predict-accuracy",
+    predict_one,
+    summary="Predicted accuracy of one configuration",
+    response_model=Prediction,
+    responses=problem_responses(422, 503),
+    route_class_override=DirectRoute,
+)
 
 
 @router.post(
@@ -126,14 +131,5 @@ def front(
 
 
 def _listed_bits(text: str | None, pointer: str) -> list[int]:
-    bits = list(BIT_WIDTHS) if text is None else _read_bits(text, pointer)
+    bits = list(BIT_WIDTHS) if text is None else read_bits(text, pointer)
     return [bits] if isinstance(bits, int) else bits
-
-
-def _read_bits(text: str, pointer: str) -> int | list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part in ("2", "3", "4", "5", "6", "7", "8") for part in parts):
-        detail = "must be a number in 2..8, or a comma-separated list of them"
-        raise ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
-    bits = [int(part) for part in parts]
-    return bits[0] if len(bits) == 1 else bits

@@ -165,3 +165,17 @@ def _bits(value: int | list[int], space: SearchSpace, pointer: str) -> tuple[int
 
 def _invalid(pointer: str, detail: str) -> ProblemError:
     return ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
+
+
+def read_bits(text: str, pointer: str) -> int | list[int]:
+    """Of a query: one number, or a comma-separated list.
+
+    Raises:
+        ProblemError: something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in ("2", "3", "4", "5", "6", "7", "8") for part in parts):
+        detail = "must be a number in 2..8, or a comma-separated list of them"
+        raise ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
+    bits = [int(part) for part in parts]
+    return bits[0] if len(bits) == 1 else bits

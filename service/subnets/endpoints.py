@@ -20,15 +20,15 @@ from eqnet_core.space import configuration_from_json, configuration_to_json
 from service.devices.resolve import resolve_profile
 from service.errors import ProblemError, json_pointer, not_found, problem_of, problem_responses
 from service.state import ServiceState, State
-from service.strict_json import StrictJsonRoute
 from service.subnets.content import file_response
 from service.subnets.order import SearchOrder, SubnetOrder, is_subnet_id
 from service.subnets.preference import preferred_wait
 from service.subnets.record import RETRY_AFTER, failure
 from service.subnets.schemas import SubnetPage, SubnetRecord, SubnetRequest
 from service.subnets.store import FINAL
+from service.subnets.warm import WarmRoute
 
-router = APIRouter(tags=["subnets"], route_class=StrictJsonRoute)
+router = APIRouter(tags=["subnets"], route_class=WarmRoute)
 
 _LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The subnet's URL"}}
 _RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}

@@ -16,7 +16,7 @@ from service.logs import subnet_id
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.builder import problem_document
 from service.subnets.store import Claim, LeaseLostError, StoreUnavailableError, SubnetStore
-from service.tracing import Tracing
+from service.tracing import build_span, record_stages
 
 logger = logging.getLogger("eqnet.subnets")
 
@@ -40,14 +40,12 @@ class LeasedBuilds:
         pool: BuilderPool,
         lease: float,
         metrics: Metrics,
-        tracing: Tracing | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._pool = pool
         self._interval = min(_HEARTBEAT, lease / 4)
         self._metrics = metrics
-        self._tracing = tracing or Tracing()
 
     async def run(self, claim: Claim) -> Ending:
         """Hold the lease while the pool builds on the place reserved there, then publish.
@@ -56,7 +54,7 @@ class LeasedBuilds:
         """
         subnet = claim.stored.id
         subnet_id.set(subnet)
-        with self._tracing.build(subnet):
+        with build_span(subnet):
             return await self._run(claim)
 
     async def _run(self, claim: Claim) -> Ending:
@@ -120,7 +118,7 @@ class LeasedBuilds:
             else:
                 await self._finish(claim, ready)
                 self._metrics.stages(ready["timings"])
-                self._tracing.stages(ready["timings"], end=time.time())
+                record_stages(ready["timings"], end=time.time())
                 logger.info("built %s", claim.stored.id, extra={"timings": ready["timings"]})
                 return "ready"
         # What a failed build has stored is of no use to anybody, and may be what fills the disk.

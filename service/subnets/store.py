@@ -126,9 +126,14 @@ class SubnetStore:
         async with reachable():
             await self._redis.ping()
 
-    async def find(self, subnet: str) -> StoredRecord | None:
+    async def text(self, subnet: str) -> bytes | None:
+        """The record as it is stored, for `decode`."""
         async with reachable():
             text = await self._redis.get(_record(subnet))
+        return text.encode() if isinstance(text, str) else text
+
+    async def find(self, subnet: str) -> StoredRecord | None:
+        text = await self.text(subnet)
         return None if text is None else decode(text)
 
     async def progress(self, subnet: str) -> dict[str, Any] | None:
