@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,19 +88,26 @@ class AccuracyPredictor:
         first = features @ self.first
         first += self.first_bias
         additive = first[:, -1].astype(np.float64)
-        units = np.maximum(first[:, :-1], 0.0).astype(np.float64)
-        units = units.reshape(-1, members, hidden).transpose(1, 0, 2)
-        second = units @ self.second
-        second += self.second_bias
-        np.maximum(second, 0.0, out=second)
-        second *= 1.0 / _FIRST_GRID  # a power of two: exact, as is the way back
+        units = np.maximum(first, 0.0, dtype=np.float64)[:, :-1]
+        second_scaled, bias_scaled, third_scaled = self._scaled
+        second = units.reshape(-1, members, hidden).transpose(1, 0, 2) @ second_scaled
+        second += bias_scaled
         np.rint(second, out=second)
-        second *= _FIRST_GRID
-        correction = (second @ self.third[:, :, None]).sum(axis=0)[:, 0] / members
+        np.maximum(second, 0.0, out=second)
+        correction = (second @ third_scaled).sum(axis=0)[:, 0] / members
         logit = self.centre + self.spread * (additive + correction + self.third_bias)
         # exp may differ by one unit in the last place between machines: do not hand that out
         accuracy: NDArray[np.float64] = np.round(1.0 / (1.0 + np.exp(-logit)), 12)
         return accuracy
+
+    @cached_property
+    def _scaled(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Second layer in units of the grid that it is rounded to, and the way back: powers of two, exact."""
+        return (
+            self.second / _FIRST_GRID,
+            self.second_bias / _FIRST_GRID,
+            (self.third * _FIRST_GRID)[:, :, None],
+        )
 
     def interval(self, accuracy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper end, [N] each, of the 90 % prediction interval around predicted accuracies [N].
