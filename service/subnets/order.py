@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
+from eqnet_core.search import SEARCH_VERSION
 
 EXPORTER_VERSION = 2
 """Raise this when the same configuration comes to give other bytes: every id changes with it."""
@@ -87,5 +88,7 @@ class SubnetOrder:
         # The digest alone says which bundle; a bundle that is merely renamed gives the same subnets.
         identity["supernet"] = self.bundle_digest
         identity["exporter"] = EXPORTER_VERSION
+        if isinstance(self.what, SearchOrder):
+            identity["searcher"] = SEARCH_VERSION
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -13,7 +13,7 @@ import eqnet_core.search
 from eqnet_core.cost import CostModel
 from eqnet_core.errors import InfeasibleBudgetError, InvalidProfileError
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
-from eqnet_core.search import SearchResult, check_feasible, search
+from eqnet_core.search import SEARCH_VERSION, SearchResult, check_feasible, search
 from eqnet_core.space import Granularity, SearchSpace, SubnetConfiguration, Symmetry
 
 SHORT = SearchSettings(population=40, generations=60)
@@ -152,6 +152,24 @@ def test_bits_that_are_bad_in_between_are_got_across(resnet20_space: SearchSpace
     for elements in (costs.weights, costs.inputs):
         best += int((6 * np.sort(elements).cumsum() <= 2.5 * elements.sum()).sum())
     assert bits.count(8) >= best - 1
+
+
+def test_a_search_is_pinned_bit_by_bit(resnet20_space: SearchSpace) -> None:
+    """Fails when the search finds other subnets than it did: raise SEARCH_VERSION then."""
+
+    class Worths(Traps):
+        def predict(self, features: np.ndarray) -> np.ndarray:
+            worths = np.arange(features.shape[1] - 7) * 7919 % 1009  # whole numbers: no rounding anywhere
+            return np.asarray(features[:, 7:].astype(np.float64) @ worths / 2**16, dtype=np.float64)
+
+    settings = SearchSettings(population=20, generations=60, seed=5)
+    result = run(resnet20_space, Worths(), Budget(weight_bits=4.0, bit_operations=4e8), settings=settings)
+    bits = result.configuration.weight_bits + result.configuration.activation_bits
+    assert (SEARCH_VERSION, "".join(map(str, bits)), result.evaluations) == (
+        2,
+        "322222222252563332222276625644433222",
+        1095,
+    )
 
 
 def test_a_search_ten_times_as_long_finds_hardly_more(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
