@@ -18,6 +18,9 @@ from eqnet_core.repair import Limits
 PAIRS = 64
 """Pairs of changes that are judged per round and budget."""
 
+PROMISING = 192
+"""Changes that pairs are made of: those that gain most, or lose least."""
+
 Judge = Callable[[Codes], NDArray[np.float64]]
 """Fitness [N] of codes [N, 2, L]."""
 
@@ -33,9 +36,8 @@ class Polish:
         self._codes = np.arange(counts.sum())[free]
         self._genes = np.repeat(np.arange(len(counts)), counts)[free]
         self._sides = (self._genes >= genome.lowest.shape[1]).astype(np.int64)
-        one, other = np.triu_indices(len(self._codes), k=1)
-        differ = self._genes[one] != self._genes[other]
-        self._pairs = np.stack([one[differ], other[differ]])
+        self._promising = min(PROMISING, len(self._codes))
+        self._pairs = np.stack(np.triu_indices(self._promising, k=1))
 
     @property
     def evaluations(self) -> int:
@@ -74,12 +76,16 @@ class Polish:
             grown[side] = sizes * (self._sides == side)
         slack = (self._limits.sizes[budgets] - genome.size.take(codes).sum(axis=2)).T[:, :, None]
         judged[~(grown <= slack).all(axis=0)] = -np.inf
+        top = np.argpartition(-gains, self._promising - 1, axis=1)[:, : self._promising]
+        top.sort(axis=1)  # a fixed order, so that ties are broken alike everywhere
         one, other = self._pairs
+        gains, grown, genes = gains[rows, top], grown[:, rows, top], self._genes[top]
         hopes = gains[:, one] + gains[:, other]
+        hopes[genes[:, one] == genes[:, other]] = -np.inf
         hopes[~(grown[:, :, one] + grown[:, :, other] <= slack).all(axis=0)] = -np.inf
         chosen = np.argpartition(-hopes, min(PAIRS, hopes.shape[1]) - 1, axis=1)[:, :PAIRS]
-        chosen.sort(axis=1)  # a fixed order, so that ties are broken alike everywhere
-        pairs = self._changed(codes, np.stack([one[chosen], other[chosen]], axis=2))
+        chosen.sort(axis=1)
+        pairs = self._changed(codes, np.stack([top[rows, one[chosen]], top[rows, other[chosen]]], axis=2))
         pair_scores = self._judge(pairs.reshape(-1, *codes.shape[1:])).reshape(chosen.shape)
         pair_scores[np.isneginf(hopes[rows, chosen])] = -np.inf
 
