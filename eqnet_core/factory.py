@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from eqnet_core.bundle import Bundle, shipped_bundles
 from eqnet_core.cost import Cost, CostModel
+from eqnet_core.devices.device import Device
+from eqnet_core.devices.rules import check_subnet
 from eqnet_core.errors import BundleError, InvalidConfigurationError, UnsupportedTargetError, Violation
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
@@ -178,16 +180,19 @@ class Factory:
         *,
         artifacts: Sequence[str] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        device: Device | None = None,
     ) -> Build:
         """The subnet of `configuration` as files, proven to compute what the supernet simulates.
 
-        The same bundle, configuration and provenance give the same bytes, whichever `artifacts` are asked
-        for (all that the bundle has, unless told). `provenance` (JSON values, such as a request's id) is
-        stored in the files beside the bundle's name and digest and the predicted accuracy.
+        The same bundle, configuration, provenance and device give the same bytes, whichever `artifacts` are
+        asked for (all that the bundle has, unless told). `provenance` (JSON values, such as a request's id)
+        is stored in the files beside the bundle's name and digest and the predicted accuracy. With a
+        `device`, subnet and files are checked against every rule of its entry, and the report says what it
+        holds each layer in.
 
         Raises:
             InvalidConfigurationError: not one entry per searchable layer.
-            UnsupportedTargetError: an artifact that there is not.
+            UnsupportedTargetError: an artifact that there is not, or a layer that `device` does not take.
             ProofError: the export differs from the simulation.
             BundleError: as `warm`.
         """
@@ -196,7 +201,7 @@ class Factory:
         self.bundle.space.check(configuration)
         metadata = {**self._provenance(configuration), **(provenance or {})}
         with self._lock:
-            return self._prepare().build(configuration, artifacts, metadata)
+            return self._prepare().build(configuration, artifacts, metadata, device)
 
     def check_artifacts(self, artifacts: Sequence[str]) -> None:
         """Raise UnsupportedTargetError if this bundle cannot give one of `artifacts`; the error says why."""
@@ -254,8 +259,13 @@ class _Workshop:
         self._images = natural_images(bundle.input, PROOF_IMAGES, seed=0)
 
     def build(
-        self, configuration: SubnetConfiguration, artifacts: Sequence[str], metadata: Mapping[str, Any]
+        self,
+        configuration: SubnetConfiguration,
+        artifacts: Sequence[str],
+        metadata: Mapping[str, Any],
+        device: Device | None,
     ) -> Build:
+        from eqnet_core.export.conformance import check_files
         from eqnet_core.export.encodings import encodings
         from eqnet_core.export.integer_proof import IntegerProof, prove_integer
         from eqnet_core.export.module import build_module
@@ -267,6 +277,8 @@ class _Workshop:
         started = time.perf_counter()
         statistics = factory.statistics.predict(configuration, factory.bundle.space)
         subnet = self._supernet.extract(configuration, statistics)
+        if device is not None:
+            check_subnet(device, subnet)
         calibrated = time.perf_counter()
         texts = {
             key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
@@ -282,6 +294,8 @@ class _Workshop:
         if self._integers is not None:
             integers = self._integers.fold(subnet)
             files[INTEGER] = self._integers.render(integers, texts)
+        if device is not None:
+            check_files(device, files)
         exported = time.perf_counter()
         logits = simulate(build_module(subnet), self._images)
         proofs: dict[str, Proof | IntegerProof] = {
@@ -300,6 +314,7 @@ class _Workshop:
             sizes={name: len(content) for name, content in files.items()},
             cost=factory.cost(configuration).to_json(),
             metadata=metadata,
+            device=device,
         )
         return Build(
             files={name: files[name] for name in artifacts},

@@ -23,13 +23,13 @@ from eqnet_core.space import Granularity, Symmetry
 
 
 def check_files(device: Device, files: Mapping[str, bytes]) -> None:
-    """Check those of `files` (artifacts by name) that `device` or its converter is given.
+    """Check those of `files` (artifacts by name) that `device` or its converter is given: `device.file`, or
+    `model.onnx` where that could not be built.
 
     Raises:
         UnsupportedTargetError: a file that breaks a rule; names the layers and the rules.
     """
-    if device.file in files:
-        check_onnx(device, files[device.file])
+    check_onnx(device, files[device.file if device.file in files else "model.onnx"])
     if "encodings.json" in files and "encodings" in device.origin.exchange:
         check_encodings(device, files["encodings.json"])
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from eqnet_core.devices.device import Device
+from eqnet_core.devices.rules import held_in
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import packed_bytes
 from eqnet_core.space import LayerSpec, configuration_to_json
@@ -26,6 +28,7 @@ def report(
     metadata: Mapping[str, Any],
     integers: IntegerSubnet | None = None,
     integer_accuracy: Mapping[str, Any] | None = None,
+    device: Device | None = None,
 ) -> bytes:
     """UTF-8 JSON; equal arguments give equal bytes.
 
@@ -36,6 +39,7 @@ def report(
         metadata: bundle name and digest, predicted accuracy and the like, copied as it is.
         integers: the subnet as `model.integer.onnx` has it, if that was built.
         integer_accuracy: the predicted accuracy of that flavour and how it was come by, copied as it is.
+        device: what the subnet is for; the result then says what it holds each layer in (`on_device`).
 
     The result's `weight_bytes` are of the weights alone: `true_bits` packed at their bit-widths, `containers`
     as `model.onnx` stores them, `integer` as `model.integer.onnx` does (int8, all of them). `ideal_bytes` is
@@ -60,6 +64,18 @@ def report(
             "float32": sum(4 * layer.codes.size for layer in subnet.layers),
         },
     }
+    if device is not None:
+        document["device"] = {
+            "name": device.name,
+            "title": device.origin.title,
+            "file": device.file,
+            "date": device.origin.date,
+            "confidence": device.origin.confidence,
+            "unverified": list(device.origin.unverified),
+        }
+        for entry, held in zip(layers, held_in(device, subnet), strict=True):
+            entry["weight"]["on_device"] = held["weight"]
+            entry["activation"]["on_device"] = held["activation"]
     if integers is not None:
         document["weight_bytes"]["integer"] = sum(layer.codes.size for layer in integers.layers.values())
         document["integer"] = {

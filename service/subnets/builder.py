@@ -9,6 +9,7 @@ from typing import Any
 from eqnet_core.errors import EqnetError, InfeasibleBudgetError
 from eqnet_core.factory import Factory
 from eqnet_core.space import SubnetConfiguration, configuration_from_json, configuration_to_json
+from service.devices.resolve import catalogue
 from service.jobs.evaluation import EvaluationSet
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.order import SearchOrder, SubnetOrder
@@ -35,7 +36,10 @@ def build(
     timings: dict[str, float] = {}
     space = factory.bundle.space
     configuration: SubnetConfiguration
+    device = None
     if isinstance(order.what, SearchOrder):
+        if order.what.device is not None:
+            device = catalogue()[order.what.device]
         progress("search", 0.0)
         started = time.perf_counter()
         found = factory.search(
@@ -56,7 +60,9 @@ def build(
     progress("build", _SEARCHED)
     # What is measured is the state-dict, so that it is made even where nobody asked to keep it.
     wanted = {*order.artifacts, *(("model.safetensors",) if order.evaluation else ())}
-    built = factory.build(configuration, artifacts=sorted(wanted), provenance={"subnet": subnet})
+    built = factory.build(
+        configuration, artifacts=sorted(wanted), provenance={"subnet": subnet}, device=device
+    )
     timings.update({stage: round(float(seconds), 4) for stage, seconds in built.timings.items()})
 
     measured = None
@@ -75,10 +81,23 @@ def build(
         "predicted_accuracy": predicted,
         "prediction_interval": interval,
         "measured_accuracy": measured,
+        "containers": None if device is None else _containers(built.report["layers"]),
         "cost": factory.cost(configuration).to_json(),
         "artifacts": [file.to_json() for file in stored],
         "timings": timings,
     }
+
+
+def _containers(layers: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What the device holds each layer in, from the layers of a report."""
+    return [
+        {
+            "name": layer["name"],
+            "weight": layer["weight"]["on_device"],
+            "activation": layer["activation"]["on_device"],
+        }
+        for layer in layers
+    ]
 
 
 def problem_document(error: Exception) -> dict[str, Any]:

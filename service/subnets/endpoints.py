@@ -196,6 +196,7 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
     else:
         profile = resolve_profile(request.device, request.profile.model_dump() if request.profile else None)
         what = SearchOrder(
+            device=request.device,
             profile=profile,
             budget=Budget.from_json(request.budget.model_dump() if request.budget else {}),
             search=SearchSettings.from_json(request.search.model_dump() if request.search else {}),

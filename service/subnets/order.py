@@ -12,7 +12,7 @@ from typing import Any
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.search import SEARCH_VERSION
 
-EXPORTER_VERSION = 2
+EXPORTER_VERSION = 3
 """Raise this when the same configuration comes to give other bytes: every id changes with it."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -24,15 +24,19 @@ def is_subnet_id(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOrder:
-    """Find the best subnet for a device within a budget."""
+    """Find the best subnet for a device within a budget. `device` is its name where the catalogue has it:
+    the build then checks its rules, and the report says what it holds each layer in.
+    """
 
     profile: DeviceProfile
     budget: Budget
     search: SearchSettings
     pins: Mapping[str, LayerPin]
+    device: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "device": self.device,
             "profile": self.profile.to_json(),
             "budget": self.budget.to_json(),
             "search": self.search.to_json(),
@@ -46,6 +50,7 @@ class SearchOrder:
             budget=Budget.from_json(document["budget"]),
             search=SearchSettings.from_json(document["search"]),
             pins={name: LayerPin.from_json(pin) for name, pin in document["pinned"].items()},
+            device=document.get("device"),
         )
 
 

@@ -44,6 +44,7 @@ def new_record(order: SubnetOrder) -> StoredRecord:
     now = time.time_ns() // 1000
     subnet = order.id
     what: dict[str, Any] = {
+        "device": None,
         "profile": None,
         "budget": None,
         "pinned": None,
@@ -63,6 +64,7 @@ def new_record(order: SubnetOrder) -> StoredRecord:
         "predicted_accuracy": None,
         "prediction_interval": None,
         "measured_accuracy": None,
+        "containers": None,
         "cost": None,
         "artifacts": [],
         "timings": {},

@@ -146,6 +146,14 @@ class Artifact(BaseModel):
     sha256: str
 
 
+class LayerContainers(BaseModel):
+    """What the device holds one layer in: `native`, or `held in int8` and the like."""
+
+    name: str
+    weight: str
+    activation: str
+
+
 class Progress(BaseModel):
     stage: str
     fraction: float = Field(ge=0, le=1)
@@ -158,6 +166,7 @@ class SubnetRecord(BaseModel):
     status: Status
     created_at: str = Field(description="RFC 3339, UTC")
     supernet: SupernetReference
+    device: str | None = Field(default=None, description="Where the request named one")
     profile: Profile | None = None
     budget: BudgetSchema | None = None
     pinned: dict[str, Pin] | None = None
@@ -166,6 +175,9 @@ class SubnetRecord(BaseModel):
     predicted_accuracy: float | None = Field(default=None, ge=0, le=1)
     prediction_interval: list[float] | None = Field(default=None, description="90 %")
     measured_accuracy: float | None = Field(default=None, ge=0, le=1)
+    containers: list[LayerContainers] | None = Field(
+        default=None, description="Every layer, first and last among them, where a device is named"
+    )
     cost: Cost | None = None
     artifacts: list[Artifact] = []
     timings: dict[str, float] = Field(default={}, description="Seconds per stage")

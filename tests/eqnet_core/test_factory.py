@@ -18,6 +18,7 @@ import torch
 
 from eqnet_core.bundle import SUPERNET, Bundle, add_ranges, write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.devices import load_catalogue
 from eqnet_core.errors import (
     BundleError,
     InfeasibleBudgetError,
@@ -251,6 +252,21 @@ def test_the_integer_flavour_is_built_proven_and_reported(
         session = onnxruntime.InferenceSession(build.files[name], providers=["CPUExecutionProvider"])
         logits.append(session.run(["logits"], {"image": images.numpy()})[0])
     assert (logits[0].argmax(1) == logits[1].argmax(1)).mean() >= 0.85
+
+
+def test_a_device_gets_what_it_takes_or_a_refusal_that_names_the_layers(factory: Factory) -> None:
+    catalogue, space = load_catalogue(), factory.bundle.space
+    device = catalogue["tensorrt"]
+    configuration = space.uniform(device.profile.form, 4, signed=True)
+    report = factory.build(configuration, device=device).report
+    assert report["device"]["name"] == "tensorrt"
+    assert report["device"]["file"] == "model.integer.onnx"
+    held = [layer["weight"]["on_device"] for layer in report["layers"]]
+    assert held == ["native", *["held in int8"] * len(space.searchable), "native"]
+    with pytest.raises(UnsupportedTargetError, match="qualcomm-htp-v66 cannot run this") as error:
+        factory.build(configuration, device=catalogue["qualcomm-htp-v66"])
+    pointers = [violation.pointer for violation in error.value.violations]
+    assert pointers == [f"/layers/{layer.name}/weight" for layer in space.layers]
 
 
 def test_a_bundle_without_ranges_says_what_to_do(factory: Factory, tmp_path: Path) -> None:

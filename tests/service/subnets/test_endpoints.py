@@ -151,6 +151,32 @@ def test_a_configuration_is_built_as_it_is(client: httpx.Client, record: dict[st
     assert (again.status_code, again.json()["id"]) == (200, built.json()["id"])
 
 
+def test_a_device_is_told_what_it_holds_each_layer_in(client: httpx.Client) -> None:
+    pinned = {"layer1.0.conv1": {"weight_bits": 4}, "layer1.0.conv2": {"weight_bits": 3}}
+    request = {"device": "qualcomm-htp-v73", "pinned": pinned, "search": QUICK}
+    response = ask(client, request, Prefer="wait=500")
+    assert response.status_code == 201, response.text
+    record = response.json()
+    assert record["device"] == "qualcomm-htp-v73"
+    held = {layer["name"]: layer["weight"] for layer in record["containers"]}
+    assert held["layer1.0.conv1"] == held["conv1"] == held["fc"] == "native"
+    assert held["layer1.0.conv2"] == "held in int8"
+    report = client.get(f"/subnets/{record['id']}/artifacts/report.json").json()
+    assert report["device"]["name"] == "qualcomm-htp-v73"
+    assert {layer["name"]: layer["weight"]["on_device"] for layer in report["layers"]} == held
+
+
+def test_layers_that_a_device_cannot_take_are_named(client: httpx.Client) -> None:
+    """This bundle has no ranges: its only ONNX file holds 4-bit weights in int4, unsigned or not."""
+    pinned = {"layer2.0.conv1": {"weight_bits": 3}}
+    response = ask(client, {"device": "tensorrt", "pinned": pinned, "search": QUICK}, Prefer="wait=500")
+    problem = response.json()
+    assert response.status_code == 422, response.text
+    assert problem["type"].endswith(":unsupported-target")
+    assert [error["pointer"] for error in problem["errors"]] == ["/layers/layer2.0.conv1/weight"]
+    assert "is in int4, which tensorrt does not take" in problem["detail"]
+
+
 def test_an_infeasible_budget_names_the_nearest_and_that_one_is_feasible(client: httpx.Client) -> None:
     response = ask(client, REQUEST | {"budget": {"weight_bits": 1.5, "activation_bits": 3.0}})
     problem = response.json()
