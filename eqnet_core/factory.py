@@ -48,8 +48,11 @@ ARTIFACTS: tuple[str, ...] = (
 )  # fmt: skip
 """Every file that `Factory.build` can make; bundles without tensor ranges have no `model.integer.onnx`."""
 
-PROOF_IMAGES = 64
-"""Images that each build compares ONNX Runtime and the simulation on."""
+PROOF_IMAGES = 32
+"""Images that each build compares ONNX Runtime and the simulation on, fewer where one takes long."""
+
+_PROOF_MACS = 4_000_000_000
+"""Multiply-accumulates that the images of a proof may need, each run once: two images of a ResNet-18."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +259,8 @@ class _Workshop:
         self._integers: IntegerExporter | None = None
         if bundle.has_ranges:
             self._integers = IntegerExporter(graph, bundle.ranges())
-        self._images = natural_images(bundle.input, PROOF_IMAGES, seed=0)
+        macs = sum(layer.macs for layer in bundle.space.layers)
+        self._images = natural_images(bundle.input, proof_images(macs), seed=0)
 
     def build(
         self,
@@ -342,6 +346,11 @@ class _Workshop:
             "mean_cost": cost,
             "measured_on": {"images": measured["images"], "average_bits": band},
         }
+
+
+def proof_images(macs: int) -> int:
+    """How many images a proof of a network of `macs` multiply-accumulates per image sees: 2 to 32."""
+    return max(2, min(PROOF_IMAGES, _PROOF_MACS // max(macs, 1)))
 
 
 def save(build: Build, folder: str | Path) -> Path:

@@ -105,7 +105,9 @@ def build_module(subnet: Subnet) -> SubnetModule:
         ArtifactError: layers, BatchNorms or shapes are not those of the architecture.
     """
     try:
-        network = build_model(subnet.architecture, len(subnet.classes))
+        # Without memory and random numbers for weights that are all replaced.
+        with torch.device("meta"):
+            network = build_model(subnet.architecture, len(subnet.classes))
     except InvalidConfigurationError as error:
         raise ArtifactError(f"cannot build this subnet: {error}") from error
     layers = {layer.name: layer for layer in subnet.layers}
@@ -117,6 +119,9 @@ def build_module(subnet: Subnet) -> SubnetModule:
         _replace(network, name, _quantized(layers[name], module))
     for name, norm in norms.items():
         _replace(network, name, _batch_norm(name, subnet.batch_norms, norm))
+    left = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
+    if left:
+        raise ArtifactError(f"{subnet.architecture} has parameters that no subnet has: {', '.join(left[:5])}")
     return SubnetModule(subnet, network).eval().requires_grad_(False)
 
 
