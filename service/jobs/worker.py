@@ -39,23 +39,35 @@ class Worker:
     def __init__(self, bundles: list[str], artifacts_url: str, evaluation: EvaluationSet | None) -> None:
         self._paths = bundles
         self._factories: dict[str, Factory] = {}
+        self._failures: dict[str, str] = {}
         self._artifacts = ArtifactStore(artifacts_url)
         self._evaluation = evaluation
 
     def warm(self) -> None:
-        """Open every bundle and load its supernet, so that the first build does not wait for it."""
+        """Open every bundle and load its supernet, so that the first build does not wait for it.
+
+        One that cannot be loaded fails the builds that need it, and no others.
+        """
         for path in self._paths:
-            factory = Factory.open(path)
-            factory.warm()
-            self._factories[factory.bundle.digest] = factory
+            try:
+                factory = Factory.open(path)
+            except EqnetError as error:
+                logger.error("nothing is built from %s: %s", path, error)
+                continue
+            try:
+                factory.warm()
+            except EqnetError as error:
+                logger.error("nothing is built from %s: %s", path, error)
+                self._failures[factory.bundle.digest] = str(error)
+            else:
+                self._factories[factory.bundle.digest] = factory
 
     def _factory(self, order: SubnetOrder) -> Factory:
         try:
             return self._factories[order.bundle_digest]
         except KeyError:
-            raise NotLoadedError(
-                f"supernet {order.supernet} ({order.bundle_digest}) is no longer loaded: ask again"
-            ) from None
+            reason = self._failures.get(order.bundle_digest, "it was replaced, ask again")
+            raise NotLoadedError(f"supernet {order.supernet} is not loaded: {reason}") from None
 
     def run(self, job: dict[str, Any], answers: TextIO) -> None:
         told = ("", 0.0)  # stage, and when
@@ -80,7 +92,8 @@ class Worker:
                 )
             }
         except Exception as error:  # one build's failure is that build's answer; the process goes on
-            logger.exception("build of %s failed", job["id"])
+            expected = isinstance(error, EqnetError | OSError)
+            logger.error("build of %s failed: %s", job["id"], error, exc_info=None if expected else error)
             outcome = {"failed": problem_document(error)}
         _say(answers, {"outcome": outcome})
 

@@ -33,6 +33,7 @@ class Caretaker:
         self._queue = queue
         self._lease = lease
         self._pulses: dict[str, tuple[Pulse, float]] = {}
+        self._suspects: set[str] = set()
 
     async def run(self) -> None:
         """For ever, round by round; no fault ends it."""
@@ -50,9 +51,11 @@ class Caretaker:
             await self._restore()
         promised = await self._store.promised()
         self._pulses = {subnet: self._pulses[subnet] for subnet in promised if subnet in self._pulses}
-        for subnet in promised:
-            if not await self._alive(subnet):
-                await self._adopt(subnet)
+        without = {subnet for subnet in promised if not await self._alive(subnet)}
+        # Without a lease twice in a row: where a clock was set ahead, its holder only has to renew it.
+        for subnet in without & self._suspects:
+            await self._adopt(subnet)
+        self._suspects = without
 
     async def _alive(self, subnet: str) -> bool:
         """Whether somebody holds the lease, and has shown a heartbeat by the clock of this process."""

