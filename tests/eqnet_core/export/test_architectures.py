@@ -1,0 +1,116 @@
+"""torchvision's networks, from float to both files: conversion, space, cost, export, proof, state-dict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.cost import CostModel
+from eqnet_core.errors import InvalidConfigurationError
+from eqnet_core.export.integer_proof import IntegerTolerance, prove_integer
+from eqnet_core.export.module import build_module
+from eqnet_core.export.onnx_exact import ExactExporter
+from eqnet_core.export.onnx_integer import IntegerExporter
+from eqnet_core.export.plan import plan_integers
+from eqnet_core.export.proof import Tolerance, natural_images, prove, simulate
+from eqnet_core.export.state_dict import load_subnet, save_subnet
+from eqnet_core.export.template import FloatGraph, trace_float_graph
+from eqnet_core.models import ARCHITECTURES, build_model
+from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace
+from eqnet_core.subnet import InputSpec
+from eqnet_core.supernet import Supernet, trace_layers
+from eqnet_core.training.ranges import fit_ranges, tensor_samples
+
+INPUT = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CLASSES = tuple("abcdefghij")
+
+
+def make_supernet(architecture: str, images: torch.Tensor) -> Supernet:
+    """Random weights; step sizes from the largest weight, which is enough to prove exports on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(architecture, len(CLASSES))
+    model.train()(images)
+    model.eval()
+    space = SearchSpace(trace_layers(model, images))
+    supernet = Supernet(
+        architecture=architecture, space=space, input=INPUT, classes=CLASSES, float_model=model
+    ).eval()
+    with torch.no_grad():
+        for layer in supernet.layers:
+            weight = layer.weight.flatten(1).abs().amax(1)
+            for bit, bits in enumerate(BIT_WIDTHS):
+                half = 2 ** (bits - 1)
+                layer.weight_quantizer.log_step_per_channel[:, bit] = torch.log(weight / half + 1e-8)
+                layer.weight_quantizer.log_step_per_tensor[:, bit] = torch.log(weight.max() / half)
+                levels = 2 * half - 1 if layer.spec.nonnegative else half
+                layer.activation_quantizer.log_step[:, bit] = float(np.log(3 / levels))
+    return supernet
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "weights", "macs_at_224"),
+    # parameters of convolutions and classifier, and multiply-accumulates, as torchvision documents them
+    [
+        ("resnet18", 21, 11_678_912, 1.814e9),
+        ("resnet50", 54, 25_502_912, 4.089e9),
+        ("mobilenet_v2", 53, 3_469_760, 0.301e9),
+    ],
+)
+def test_space_and_cost_are_the_networks(
+    architecture: str, layers: int, weights: int, macs_at_224: float
+) -> None:
+    shape = ARCHITECTURES[architecture].input_shape
+    model = build_model(architecture, 1000).eval()
+    with torch.no_grad():
+        space = SearchSpace(trace_layers(model, torch.zeros(1, *shape)))
+    assert len(space.layers) == layers
+    assert sum(layer.weights for layer in space.layers) == weights
+    assert sum(layer.macs for layer in space.layers) == pytest.approx(macs_at_224, rel=0.01)
+    assert not space.layers[0].searchable
+    assert not space.layers[-1].searchable
+    cost = CostModel(space).of(space.uniform(FORMS[4], 4))
+    assert cost.weight_bits == 4
+    # per-channel parameters weigh more where layers are small
+    assert 5 < cost.compression < 8
+
+
+def test_mobilenets_files_and_state_dict_are_proven(tmp_path: Path) -> None:
+    """The deepest of them, with depthwise layers and ReLU6; `benchmarks/artifacts.py` proves ResNet-18's."""
+    images = natural_images(INPUT, 4, seed=1)
+    tensors = torch.from_numpy(images)
+    supernet = make_supernet("mobilenet_v2", tensors)
+    graph: FloatGraph = trace_float_graph("mobilenet_v2", INPUT.shape, len(CLASSES))
+    plan = plan_integers(graph)
+    assert "Reshape" not in {node.op_type for node in graph.nodes}
+    capped = [tensor for tensor in plan.tensors.values() if tensor.cap is not None]
+    assert len(capped) == 35
+    assert all(tensor.cap == 6 and tensor.relu and tensor.nonnegative for tensor in capped)
+    assert not plan.tensors["features.2.conv.2.output"].nonnegative  # a linear bottleneck
+    exact = ExactExporter("mobilenet_v2", INPUT, CLASSES, graph=graph)
+    for form, bits, signed in ((4, 8, True), (7, 3, False)):
+        configuration = supernet.space.uniform(FORMS[form], bits, signed=signed)
+        supernet.activate(configuration)
+        statistics = calibrate_batch_norm(supernet, [tensors])
+        samples = {k: [v] for k, v in tensor_samples(supernet, plan, tensors, 4096).items()}
+        integer = IntegerExporter(graph, fit_ranges(samples, plan))
+        subnet = supernet.extract(configuration, statistics)
+        logits = simulate(build_module(subnet), images[:2])
+        # random weights: near ties between classes, single steps carried on; the lock-step is what counts
+        loose = Tolerance(top1=0, mean=np.inf), IntegerTolerance(top1=0, mean=np.inf)
+        prove(exact.render(subnet, {}), subnet, images[:2], expected=logits, tolerance=loose[0])
+        integers = integer.fold(subnet)
+        file = integer.render(integers, {})
+        prove_integer(file, integers, plan, images[:2], logits, tolerance=loose[1])
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save_subnet(subnet, {}))
+    np.testing.assert_array_equal(load_subnet(path)(tensors[:2]).numpy(), logits)
+
+
+def test_an_unknown_architecture_lists_those_there_are() -> None:
+    with pytest.raises(InvalidConfigurationError, match="mobilenet_v2, resnet18, resnet20, resnet50"):
+        build_model("resnet9000", 10)
