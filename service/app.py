@@ -20,7 +20,7 @@ from service.jobs.evaluation import evaluation_digest
 from service.jobs.opening import open_queue
 from service.limits import RequestLimits
 from service.observed import Observed
-from service.openapi import install_document
+from service.openapi import install_allowed_methods, install_document
 from service.pages import install_pages
 from service.predictions.direct import DirectPredictions
 from service.predictions.endpoints import router as predictions
@@ -74,11 +74,11 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
     keys = settings.keys
     install_document(app, keys)
+    install_allowed_methods(app)
     app.add_middleware(
         RequestLimits,
-        max_body=settings.max_body,
+        limits={"/subnets": settings.max_body, "/predict-accuracy": _LIST_BODY},
         body_timeout=settings.body_timeout,
-        exempt={"/predict-accuracy": _LIST_BODY},
     )
     app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=metrics)
     app.add_middleware(Observed, metrics=metrics)

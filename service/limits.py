@@ -11,23 +11,21 @@ from service.errors import ProblemError, problem_response
 
 
 class RequestLimits:
-    """413 for bodies over `max_body` bytes (`exempt`: over that path's own limit), 408 for those that have
-    not arrived after `body_timeout` seconds, 415 for those that do not say they are JSON.
+    """`limits` are bytes, by the paths that take a body: 413 beyond, 408 for bodies that have not arrived
+    after `body_timeout` seconds, 415 for those that do not say they are JSON. No other body is read.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, max_body: int, body_timeout: float, exempt: Mapping[str, int]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, limits: Mapping[str, int], body_timeout: float) -> None:
         self._app = app
-        self._max_body = max_body
+        self._limits = dict(limits)
         self._body_timeout = body_timeout
-        self._exempt = dict(exempt)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+        takes_body = scope["type"] == "http" and scope["method"] == "POST"
+        limit = self._limits.get(scope["path"]) if takes_body else None
+        if limit is None:
             await self._app(scope, receive, send)
             return
-        limit = self._exempt.get(scope["path"], self._max_body)
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:18]) > limit:

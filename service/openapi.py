@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import compile_path
 
-from service.errors import Problem, problem_responses
+from service.errors import Problem, ProblemError, problem_response, problem_responses
 from service.security.access import is_public, needed_scope
 from service.security.key_file import KeysInForce
 
@@ -21,6 +22,31 @@ _SCHEMES = {
 def install_document(app: FastAPI, keys: KeysInForce) -> None:
     """Make `app` answer with the document; keys are asked for in it while they are in force."""
     app.openapi = _document(app, keys)  # type: ignore[method-assign]
+
+
+def install_allowed_methods(app: FastAPI) -> None:
+    """Make a 405 name all methods of its path; routes by themselves name only their own."""
+    allowed = {path: sorted(operations) for path, operations in _paths(app).items()}
+    patterns = [(compile_path(path)[0], methods) for path, methods in allowed.items()]
+
+    async def answer(request: Request, error: Exception) -> Response:
+        methods = next((m for pattern, m in patterns if pattern.fullmatch(request.scope["path"])), ["get"])
+        names = ", ".join(method.upper() for method in methods)
+        return problem_response(
+            ProblemError(
+                405,
+                "method-not-allowed",
+                f"{request.scope['method'][:20]} is not for this path: use {names}",
+                headers={"Allow": names},
+            )
+        )
+
+    app.add_exception_handler(405, answer)
+
+
+def _paths(app: FastAPI) -> dict[str, dict[str, Any]]:
+    paths: dict[str, dict[str, Any]] = get_openapi(title="", version="", routes=app.routes)["paths"]
+    return paths
 
 
 def _document(app: FastAPI, keys: KeysInForce) -> Callable[[], dict[str, Any]]:

@@ -51,12 +51,13 @@ _CACHE = {"Cache-Status": {"schema": {"type": "string"}, "description": "`eqnet;
 async def ask(
     request: SubnetRequest,
     state: State,
+    http: Request,
     prefer: Annotated[
-        list[str] | None, Header(description="`wait=N` seconds, or `respond-async` (RFC 7240)")
+        str | None, Header(description="`wait=N` seconds, or `respond-async` (RFC 7240)")
     ] = None,
 ) -> Response:
     order = await asyncio.to_thread(_order, request, state)
-    wait, applied = preferred_wait(prefer or (), default=state.settings.wait)
+    wait, applied = preferred_wait(http.headers.getlist("prefer"), default=state.settings.wait)
     answer = await state.subnets.ask(order, wait=wait)
     location = f"/subnets/{order.id}"
     headers = {"Location": location}
