@@ -62,13 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=telemetry(),
         redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
-    for router in (
-        predictions,
-        subnets,
-        supernets,
-        devices,
-        health,
-    ):  # the busiest first: they are tried in turn
+    # The busiest first: they are tried in turn.
+    for router in (predictions, subnets, supernets, devices, health):
         app.include_router(router)
     install_pages(app)
     install_error_handlers(app)

@@ -117,7 +117,13 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
     configure_logging(form=settings.log_format, level=options.log_level)
-    run_server(app, host=options.host, port=options.port)
+    run_server(
+        app,
+        host=options.host,
+        port=options.port,
+        grace=settings.shutdown_grace,
+        leave=lambda: app.state.service.subnets.leave(),
+    )
     return 0
 
 

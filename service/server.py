@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from collections.abc import Callable
+
 import uvicorn
 from starlette.types import ASGIApp
 
-GRACE = 10
-"""Seconds that answers under way may take after the signal to end."""
+_ANSWERED_BEFORE = 2.0
+"""Seconds before the end at which those who wait for builds are answered; half of a short grace."""
 
 
-def run_server(app: ASGIApp, *, host: str, port: int) -> None:
-    """Until SIGTERM or SIGINT, and then until what is under way is answered."""
-    uvicorn.run(
+class _Server(uvicorn.Server):
+    """Tells `leave` while there is still time to answer."""
+
+    def __init__(self, config: uvicorn.Config, *, grace: float, leave: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._patience = max(grace - _ANSWERED_BEFORE, grace / 2)
+        self._leave = leave
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(self._patience, self._leave)
+        await super().shutdown(sockets)
+
+
+def run_server(
+    app: ASGIApp, *, host: str, port: int, grace: float = 10.0, leave: Callable[[], None] = lambda: None
+) -> None:
+    """Until SIGTERM or SIGINT; then no more connections, and `grace` seconds for answers under way.
+
+    `leave` is called a little before that: whoever still waits for something long should be answered now.
+    """
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
         log_config=None,
         access_log=False,  # `service.observed` logs requests, with what belongs to them
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=max(1, round(grace)),
         server_header=False,
         ws="none",
     )
+    _Server(config, grace=grace, leave=leave).run()

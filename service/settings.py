@@ -109,6 +109,13 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(
         default="text", description="`text` for people, or `json`: one object a line."
     )
+    shutdown_grace: float = Field(
+        default=10.0,
+        ge=1,
+        le=3600,
+        description="Seconds that requests and their builds may still take when the service is told to end; "
+        "what is not done by then is answered 202 and handed back.",
+    )
     rate_limit: float = Field(
         default=0.0,
         ge=0,

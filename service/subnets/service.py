@@ -50,6 +50,11 @@ class SubnetService:
         self._queue = queue
         self._metrics = metrics
         self._watches = Watches(self._look)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """The service ends: whoever waits for a build is told now that it is being built."""
+        self._leaving.set()
 
     def stop(self) -> None:
         self._watches.stop()
@@ -72,10 +77,16 @@ class SubnetService:
         self._metrics.subnets.labels("built" if claimed else "shared").inc()
         if wait <= 0:
             return Answer(record=await self.record(subnet), built=claimed)
+        settling = asyncio.ensure_future(self._watches.settled(subnet))
+        leaving = asyncio.ensure_future(self._leaving.wait())
         try:
-            settled = await asyncio.wait_for(self._watches.settled(subnet), wait)
-        except TimeoutError:
-            return Answer(record=await self.record(subnet), built=claimed)
+            await asyncio.wait([settling, leaving], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            if not settling.done():
+                return Answer(record=await self.record(subnet), built=claimed)
+            settled = settling.result()
+        finally:
+            settling.cancel()
+            leaving.cancel()
         if settled is None:
             raise ProblemError(409, "cancelled", f"the build of {subnet} was cancelled by DELETE: ask again")
         return Answer(record=settled, built=claimed)

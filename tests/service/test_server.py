@@ -1,0 +1,60 @@
+"""How the server ends."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from service.subnets.preference import MAX_WAIT
+
+LONG = {"device": "fpga-mixed", "search": {"population": 400, "generations": 10_000, "seed": 1}}
+QUICK = {"device": "fpga-mixed", "search": {"population": 10, "generations": 3}}
+
+
+def test_who_waits_is_answered_and_the_build_handed_back(serve: Callable[..., Any]) -> None:
+    server = serve(shutdown_grace=2)
+    answers: list[httpx.Response] = []
+
+    def wait() -> None:
+        with server.client() as client:
+            prefer = {"Prefer": f"wait={MAX_WAIT:.0f}"}
+            answers.append(client.post("/subnets", json=LONG, headers=prefer))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    with server.client() as client:
+        while not client.get("/subnets").json()["subnets"]:
+            pass
+    assert server.stop() in (0, -15)
+    waiting.join(30)
+    (answer,) = answers
+    assert answer.status_code == 202
+    assert answer.json()["status"] in ("queued", "building")
+    assert "retry-after" in answer.headers
+
+    # Taken up again after the start, and ended by DELETE like any other.
+    server = serve()
+    with server.client() as client:
+        while client.get(answer.headers["location"]).json()["status"] != "building":
+            pass
+        assert client.delete(answer.headers["location"]).status_code == 204
+
+
+def test_what_is_nearly_done_is_finished(serve: Callable[..., Any]) -> None:
+    server = serve(shutdown_grace=300)
+    answers: list[httpx.Response] = []
+
+    def wait() -> None:
+        with server.client() as client:
+            answers.append(client.post("/subnets", json=QUICK, headers={"Prefer": "wait=500"}))
+
+    waiting = threading.Thread(target=wait)
+    with server.client() as client:
+        waiting.start()
+        while not client.get("/subnets").json()["subnets"]:
+            pass
+        server.process.terminate()
+    waiting.join(300)
+    assert server.process.wait(60) in (0, -15)
+    assert [answer.status_code for answer in answers] == [201]
