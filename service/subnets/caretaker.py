@@ -81,13 +81,14 @@ class Caretaker:
         await self._store.mark_restored()
 
     async def _adopt(self, subnet: str) -> None:
-        document = await asyncio.to_thread(self._artifacts.record, subnet)
-        if document is not None:  # finished, but Redis was away when it was
-            await self._store.put(StoredRecord.from_json(document))
-            return
         found = await self._store.find(subnet)
         if found is None or found.final:
             return
+        if found.status != "queued":  # it was begun: it may be finished, and Redis was away when it was
+            document = await asyncio.to_thread(self._artifacts.record, subnet)
+            if document is not None:
+                await self._store.put(StoredRecord.from_json(document))
+                return
         with suppress(ProblemError):  # a full queue: the next round tries again
             if await self._queue.submit(SubnetOrder.from_json(found.order)) is True:
                 logger.info("build of %s was abandoned and is taken up here", subnet)

@@ -1,7 +1,6 @@
 """What users see of a server that was stopped, killed or damaged: real processes throughout."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -70,28 +69,6 @@ def test_a_killed_server_resumes_its_build_and_still_has_everything(
         until("the interrupted build", lambda: client.get(pending).json()["status"] == "ready")
 
     assert server.stop() in (0, -signal.SIGTERM)
-
-    # Records are with the artifacts too: a store that lost everything is filled from there.
-    shutil.rmtree(tmp_path / "data" / "store")
-    server = serve()
-    with server.client() as client:
-        until("the list", lambda: len(client.get("/subnets").json()["subnets"]) == 2)
-        assert ask(client).status_code == 200
-        assert files(client, done) == kept
-        assert client.delete(f"/subnets/{done['id']}").status_code == 204
-    server.stop()
-
-    # Without any store, what is finished is still handed out; the rest waits.
-    server = serve(ready=False, redis_url=f"unix://{tmp_path}/nobody.sock")
-    with server.client() as client:
-        assert client.get(pending).json()["status"] == "ready"
-        assert ask(client, search=LONG_SEARCH).status_code == 200
-        refused = ask(client, search={"seed": 5})
-        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
-        assert "retry-after" in refused.headers
-        not_ready = client.get("/health/ready")
-        assert not_ready.status_code == 503
-        assert "store" in not_ready.json()["detail"]
 
 
 @linux_only
