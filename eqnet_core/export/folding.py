@@ -114,7 +114,12 @@ def fold(subnet: Subnet, plan: IntegerPlan, ranges: TensorRanges) -> IntegerSubn
         else:
             quantizer = owner.activation
         tensors[tensor.name] = _stored(quantizer, tensor, owner.name if owner else tensor.name, signed=signed)
-        requantized |= {name for name in tensor.layers if owner is None or name != owner.name}
+        # Another layer with all 8 bits takes the codes as they are: rounding twice would gain nothing.
+        requantized |= {
+            name
+            for name in tensor.layers
+            if (owner is None or name != owner.name) and not _whole(layers[name].activation)
+        }
     folded = {}
     for name, step in steps.items():
         tensor = plan.tensors[plan.tensor_of[step.inputs[0]]]
@@ -158,11 +163,12 @@ def _owner(tensor: QuantizedTensor, layers: Mapping[str, QuantizedLayer]) -> Qua
     """
     if not tensor.shared:
         return layers[tensor.layers[0]]
-    for name in tensor.layers:
-        quantizer = layers[name].activation
-        if quantizer.bits == 8 or (quantizer.low, quantizer.high) == (0, 127):
-            return layers[name]
-    return None
+    return next((layers[name] for name in tensor.layers if _whole(layers[name].activation)), None)
+
+
+def _whole(quantizer: Quantizer) -> bool:
+    """All codes that 8 bits have: half of them where nothing is negative and the runtime is signed."""
+    return quantizer.bits == 8 or (quantizer.low, quantizer.high) == (0, 127)
 
 
 def _stored(quantizer: Quantizer, tensor: QuantizedTensor, name: str, *, signed: bool) -> TensorQuantizer:

@@ -31,7 +31,13 @@ from safetensors.numpy import load, save
 
 from eqnet_core.errors import ArtifactError, InvalidConfigurationError
 from eqnet_core.export.packing import pack_codes, unpack_codes
-from eqnet_core.space import LayerSpec, SearchSpace, configuration_from_json, configuration_to_json
+from eqnet_core.space import (
+    BIT_WIDTHS,
+    LayerSpec,
+    SearchSpace,
+    configuration_from_json,
+    configuration_to_json,
+)
 from eqnet_core.subnet import BatchNorm, InputSpec, QuantizedLayer, Quantizer, Subnet
 
 if TYPE_CHECKING:
@@ -100,7 +106,9 @@ def read_subnet(path: str | PathLike[str]) -> Subnet:
                 for name, epsilon in header["batch_norms"].items()
             },
         )
-    except (KeyError, TypeError, ValueError, AttributeError, InvalidConfigurationError) as error:
+        if [layer.name for layer in subnet.layers] != [spec.name for spec in space.layers]:
+            raise ArtifactError(f"{Path(path).name} does not hold each of its layers once, in order")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, InvalidConfigurationError) as error:
         raise ArtifactError(f"{Path(path).name} does not hold a complete subnet: {error}") from error
     return subnet
 
@@ -167,19 +175,29 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str,
 def _layer(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> QuantizedLayer:
     name = entry["name"]
     weight = _quantizer(f"{name}.weight", entry["weight"], tensors)
+    channels = int(entry["shape"][0])
+    if weight.scale.shape not in ((), (channels,)):
+        raise ArtifactError(f"{name}.weight has {weight.scale.size} step sizes for {channels} channels")
     codes = unpack_codes(tensors[f"{name}.weight.codes"], weight.bits, tuple(entry["shape"]))
     _check_range(f"the weight codes of {name}", codes, weight.low, weight.high)
-    return QuantizedLayer(
-        name=name,
-        codes=codes,
-        weight=weight,
-        activation=_quantizer(f"{name}.input", entry["input"], tensors),
-        bias=tensors[f"{name}.bias"] if entry["bias"] else None,
-    )
+    activation = _quantizer(f"{name}.input", entry["input"], tensors)
+    if activation.per_channel:
+        raise ArtifactError(f"{name}.input has more than one step size")
+    bias = tensors[f"{name}.bias"] if entry["bias"] else None
+    if bias is not None and (bias.shape != (channels,) or not np.isfinite(bias).all()):
+        raise ArtifactError(f"the bias of {name} is not {channels} finite numbers")
+    return QuantizedLayer(name=name, codes=codes, weight=weight, activation=activation, bias=bias)
 
 
 def _quantizer(name: str, entry: Mapping[str, int], tensors: Mapping[str, NDArray[Any]]) -> Quantizer:
     scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"].astype(np.int32)
+    if entry["bits"] not in BIT_WIDTHS or not -128 <= entry["low"] < entry["high"] <= 255:
+        raise ArtifactError(
+            f"{name} has the codes {entry['low']}..{entry['high']} of {entry['bits']} bits, "
+            "which no subnet has"
+        )
+    if zero_point.shape != scale.shape:
+        raise ArtifactError(f"{name} has {scale.size} step sizes and {zero_point.size} zero-points")
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ArtifactError(f"a step size of {name} is not positive")
     _check_range(f"the zero-point of {name}", zero_point, entry["low"], entry["high"])
@@ -194,6 +212,12 @@ def _check_range(what: str, values: NDArray[Any], low: int, high: int) -> None:
 
 
 def _batch_norm(name: str, epsilon: float, tensors: Mapping[str, NDArray[Any]]) -> BatchNorm:
+    arrays = [tensors[f"{name}.{field}"] for field in ("scale", "shift", "mean", "variance")]
+    variance = arrays[-1]
+    if any(a.shape != variance.shape or a.ndim != 1 or not np.isfinite(a).all() for a in arrays):
+        raise ArtifactError(f"the BatchNorm {name} does not have four finite numbers for every channel")
+    if not epsilon > 0 or (variance < 0).any():
+        raise ArtifactError(f"the BatchNorm {name} has a negative variance or epsilon")
     return BatchNorm(
         scale=tensors[f"{name}.scale"],
         shift=tensors[f"{name}.shift"],

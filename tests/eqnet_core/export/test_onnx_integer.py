@@ -109,6 +109,20 @@ def test_folding_keeps_the_integers_up_to_seven_bits(
             np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12)
 
 
+def test_only_shared_tensors_are_rounded_once_more(
+    integer_exporter: IntegerExporter,
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    space: SearchSpace,
+) -> None:
+    shared = {
+        name for tensor in integer_exporter.plan.tensors.values() if tensor.shared for name in tensor.layers
+    }
+    assert len(shared) == 9
+    for bits, expected in ((4, shared), (8, set())):
+        integers = integer_exporter.fold(make_subnet(space.uniform(FORMS[5], bits)))
+        assert integers.requantized == expected
+
+
 def test_int32_biases_are_within_half_a_step_and_fit(
     integer_exporter: IntegerExporter, subnets: list[Subnet]
 ) -> None:

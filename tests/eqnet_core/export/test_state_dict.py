@@ -4,7 +4,10 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +89,50 @@ def test_foreign_files_are_refused(path: Path, tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match="not a subnet of this version"):
+            load_subnet(path)
+
+
+def forged(subnet: Subnet) -> Iterator[tuple[str, Subnet]]:
+    """Files that are whole, digest and all, but of no subnet; with what the error says."""
+    layer, name = subnet.layers[3], "layer1.0.bn1"
+    norm = subnet.batch_norms[name]
+
+    def other_layer(**changes: Any) -> Subnet:
+        changed = replace(layer, **changes)
+        layers = tuple(changed if one.name == layer.name else one for one in subnet.layers)
+        return replace(subnet, layers=layers)
+
+    def other_norm(**changes: Any) -> Subnet:
+        return replace(subnet, batch_norms={**subnet.batch_norms, name: replace(norm, **changes)})
+
+    def other_weight(scales: int, zero_points: int) -> Subnet:
+        scale, zero_point = np.ones(scales, np.float32), np.zeros(zero_points, np.int32)
+        return other_layer(weight=replace(layer.weight, scale=scale, zero_point=zero_point))
+
+    two = replace(layer.activation, scale=np.ones(2, np.float32), zero_point=np.zeros(2, np.int32))
+    yield "layer1.0.bn1.*four finite", other_norm(variance=np.full_like(norm.variance, np.nan))
+    yield "layer1.0.bn1.*four finite", other_norm(scale=np.full_like(norm.scale, np.inf))
+    yield "layer1.0.bn1.*four finite", other_norm(mean=norm.mean[:-1])
+    yield "layer1.0.bn1.*negative", other_norm(variance=-np.ones_like(norm.variance))
+    yield "layer1.0.bn1.*negative", other_norm(epsilon=-1.0)
+    yield "3 step sizes for 16 channels", other_weight(3, 3)
+    yield "16 step sizes and 3 zero-points", other_weight(16, 3)
+    yield "more than one step size", other_layer(activation=two)
+    yield "which no subnet has", other_layer(activation=replace(layer.activation, low=-(10**5), high=10**5))
+    yield "which no subnet has", other_layer(activation=replace(layer.activation, low=5, high=2))
+    yield "the bias of", other_layer(bias=np.full(16, np.nan, np.float32))
+    yield "the bias of", other_layer(bias=np.ones(2, np.float32))
+    yield "each of its layers once", replace(subnet, layers=subnet.layers[1:])
+    yield "each of its layers once", replace(subnet, layers=(*subnet.layers, subnet.layers[0]))
+    yield "the architecture needs", replace(subnet, classes=subnet.classes[:5])
+    yield "no architecture", replace(subnet, architecture="resnet9000")
+    yield "not those of the architecture", replace(subnet, architecture="resnet18")
+
+
+def test_whole_files_of_no_subnet_are_refused(subnets: list[Subnet], path: Path) -> None:
+    for complaint, subnet in forged(subnets[5]):
+        path.write_bytes(save_subnet(subnet, {}))
+        with pytest.raises(ArtifactError, match=complaint):
             load_subnet(path)
 
 
