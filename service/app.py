@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +18,7 @@ from service.errors import install_error_handlers
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
 from service.jobs.evaluation import evaluation_digest
-from service.jobs.opening import open_queue
+from service.jobs.opening import open_queue, worker_arguments
 from service.limits import RequestLimits
 from service.observed import Observed
 from service.openapi import install_allowed_methods, install_document
@@ -35,6 +36,7 @@ from service.subnets.store import SubnetStore, connect
 from service.subnets.warm import WarmAnswers
 from service.supernets.catalogue import SupernetCatalogue
 from service.supernets.endpoints import router as supernets
+from service.supernets.following import follow_bundles
 from service.tracing import telemetry
 
 _LIST_BODY = 16 * 1024 * 1024
@@ -128,6 +130,19 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
                 metrics=metrics,
                 evaluation=evaluation,
             )
+
+            async def replace_supernets(opened: SupernetCatalogue) -> None:
+                # Builders first: an order for a new bundle must not reach one that has not got it.
+                await queue.renew(worker_arguments(settings, opened))
+                app.state.service = replace(app.state.service, supernets=opened)
+
+            following = follow_bundles(
+                settings.bundles,
+                interval=settings.bundles_interval,
+                current=supernets,
+                changed=replace_supernets,
+            )
+            stack.push_async_callback(_cancel, asyncio.create_task(following))
             yield
 
     return lifespan

@@ -30,7 +30,14 @@ class Settings(BaseSettings):
     )
     bundles: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Comma-separated bundle folders, or names of shipped ones (default: all that ship).",
+        description="Comma-separated bundle folders, folders of bundles, or names of shipped ones "
+        "(default: all that ship).",
+    )
+    bundles_interval: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds between looks at the bundle folders: what is added or replaced there is served "
+        "without a restart.",
     )
     builders: int = Field(
         default_factory=_default_builders,

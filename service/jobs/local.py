@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 from service.errors import ProblemError, unavailable
@@ -39,6 +40,9 @@ class LocalQueue:
 
     async def start(self) -> None:
         await self._pool.start()
+
+    async def renew(self, arguments: Sequence[str]) -> None:
+        await self._pool.renew(arguments)
 
     async def stop(self) -> None:
         tasks = list(self._running.values())

@@ -40,6 +40,7 @@ class _Builder:
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = tuple(arguments)
         self._process: asyncio.subprocess.Process | None = None
+        self._outdated = False
         self.starts = 0
 
     @property
@@ -47,7 +48,16 @@ class _Builder:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    def renew(self, arguments: Sequence[str]) -> None:
+        """Use other arguments from the next `start` or `run` on."""
+        self._arguments = tuple(arguments)
+        self._outdated = self.pid is not None
+
     async def start(self) -> asyncio.subprocess.Process:
+        if self._outdated:
+            self._outdated = False
+            await self.stop()
+            self.starts -= 1  # not a replacement of one that broke
         process = self._process
         if process is None or process.returncode is not None:
             # Its own session: Ctrl-C is for the web process, which ends its builders in order.
@@ -115,6 +125,17 @@ class BuilderPool:
         """Start every builder now, so that the first request does not wait for the imports."""
         for builder in self._builders:
             await builder.start()
+
+    async def renew(self, arguments: Sequence[str]) -> None:
+        """Have the builders start again with other arguments: idle ones now, others after their build."""
+        for builder in self._builders:
+            builder.renew(arguments)
+        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
+        for builder in idle:
+            try:
+                await builder.start()
+            finally:
+                self._idle.put_nowait(builder)
 
     async def stop(self) -> None:
         await asyncio.gather(*(builder.stop() for builder in self._builders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from service.subnets.order import SubnetOrder
@@ -24,6 +25,9 @@ class BuildQueue(Protocol):
         """Builds that wait for a builder, as far as is known here."""
 
     async def start(self) -> None: ...
+
+    async def renew(self, arguments: Sequence[str]) -> None:
+        """The bundles are others now: builders of this process are started again with these arguments."""
 
     async def stop(self) -> None:
         """Hand back what is being built here: a restart, or somebody else, takes it up at once."""

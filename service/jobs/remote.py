@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 from celery import Celery
@@ -50,6 +51,9 @@ class CeleryQueue:
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep())
+
+    async def renew(self, arguments: Sequence[str]) -> None:
+        """Workers have bundles of their own: their operator replaces those and restarts them."""
 
     async def stop(self) -> None:
         if self._keeper is not None:

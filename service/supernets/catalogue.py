@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +25,24 @@ class SupernetCatalogue:
     failures: Mapping[str, str]
 
     @classmethod
-    def open(cls, bundles: Sequence[str]) -> SupernetCatalogue:
-        """Open `bundles` (folders, or names of shipped ones), or all that ship when there are none."""
-        shipped = shipped_bundles()
+    def open(cls, bundles: Sequence[str], *, previous: SupernetCatalogue | None = None) -> SupernetCatalogue:
+        """Open `bundles` (folders, folders of bundles, or names of shipped ones), or all that ship when there
+        are none. One that cannot be opened stays as it was in `previous`, if it was there.
+        """
         factories: dict[str, Factory] = {}
         paths: dict[str, Path] = {}
         failures: dict[str, str] = {}
-        for entry in bundles or tuple(shipped):
-            path = shipped.get(entry, Path(entry))
+        kept = {} if previous is None else {path: name for name, path in previous.paths.items()}
+        for entry, path in _paths(bundles):
             try:
                 factory = Factory.open(path)
                 factory.predictor  # noqa: B018  read now, so that the first request does not pay for it
             except BundleError as error:
+                if previous is not None and path in kept and path.exists():
+                    logger.error("bundle %s stays as it was: %s", entry, error)
+                    factories[kept[path]] = previous.factories[kept[path]]
+                    paths[kept[path]] = path
+                    continue
                 logger.error("bundle %s is not served: %s", entry, error)
                 failures[Path(entry).name] = str(error)
                 continue
@@ -45,6 +52,10 @@ class SupernetCatalogue:
             factories[factory.bundle.name] = factory
             paths[factory.bundle.name] = path
         return cls(factories=factories, paths=paths, failures=failures)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: factory.bundle.digest for name, factory in self.factories.items()}
 
     def in_path(self, name: str) -> Factory:
         """For a name in the URL: 404 where there is none, 503 where it could not be opened."""
@@ -75,3 +86,29 @@ class SupernetCatalogue:
             f"{detail}: use one of {known}",
             errors=[(pointer, f"use one of {known}")],
         )
+
+
+def fingerprint(bundles: Sequence[str]) -> tuple[object, ...]:
+    """What changes when a bundle is added, replaced or taken away; reads nothing but folders."""
+    found: list[object] = []
+    for _, path in _paths(bundles):
+        for file in sorted(path.glob("*")) if path.is_dir() else []:
+            with suppress(OSError):
+                status = file.stat()
+                found.append((str(file), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(found)
+
+
+def _paths(bundles: Sequence[str]) -> list[tuple[str, Path]]:
+    """Each bundle's name in messages, and its folder."""
+    shipped = shipped_bundles()
+    found: list[tuple[str, Path]] = []
+    for entry in bundles or tuple(shipped):
+        path = shipped.get(entry, Path(entry))
+        inner = sorted(file.parent for file in path.glob("*/bundle.json"))
+        # A folder of bundles; hidden ones are still being copied.
+        if inner and not (path / "bundle.json").exists():
+            found += [(str(bundle), bundle) for bundle in inner if not bundle.name.startswith(".")]
+        else:
+            found.append((entry, path))
+    return found

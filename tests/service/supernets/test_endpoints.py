@@ -1,6 +1,11 @@
 """`/supernets` of a real server."""
 
+import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -24,3 +29,46 @@ def test_an_unknown_supernet_is_404_and_names_what_there_is(client: httpx.Client
     response = client.get("/supernets/resnet1000")
     assert response.status_code == 404
     assert "random-resnet20" in response.json()["detail"]
+
+
+def test_bundles_are_replaced_added_and_damaged_without_downtime(
+    serve: Any, bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundles"
+    shutil.copytree(bundle, folder / "first")
+    server = serve(bundles=folder, bundles_interval=0.2)
+
+    def loaded() -> dict[str, str]:
+        listed = client.get("/supernets").json()["supernets"]
+        return {supernet["name"]: supernet["digest"] for supernet in listed}
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 200
+        while not condition():
+            assert time.monotonic() < deadline
+            assert client.get("/health/ready").status_code == 200
+            time.sleep(0.05)
+
+    request = {"device": "fpga-mixed", "search": {"population": 10, "generations": 2}}
+    with server.client() as client:
+        before = loaded()
+        second = tmp_path / "second"
+        shutil.copytree(bundle, second)
+        document = json.loads((second / "bundle.json").read_text()) | {"name": "second"}
+        (second / "bundle.json").write_text(json.dumps(document))
+        second.rename(folder / "second")
+        until(lambda: "second" in loaded())
+        assert before.items() < loaded().items()
+        answer = client.post(
+            "/subnets", json=request | {"supernet": "second"}, headers={"Prefer": "wait=500"}
+        )
+        assert answer.status_code == 201
+        assert "eqnet_builder_restarts 0.0" in client.get("/metrics").text
+
+        # Half of a replacement is not served; what was there is.
+        known = loaded()
+        weights = folder / "second" / "supernet.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        time.sleep(1)
+        assert loaded() == known
+        assert client.post("/subnets", json=request | {"supernet": "second"}).status_code == 200

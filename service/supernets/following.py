@@ -1,0 +1,36 @@
+"""Bundles that are added, replaced or taken away while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from service.supernets.catalogue import SupernetCatalogue, fingerprint
+
+logger = logging.getLogger("eqnet.supernets")
+
+
+async def follow_bundles(
+    bundles: Sequence[str],
+    *,
+    interval: float,
+    current: SupernetCatalogue,
+    changed: Callable[[SupernetCatalogue], Awaitable[None]],
+) -> None:
+    """Look at the folders every `interval` seconds; tell `changed` when other bundles are to be served.
+
+    Requests under way go on with the supernets that they began with.
+    """
+    seen = await asyncio.to_thread(fingerprint, bundles)
+    while True:
+        await asyncio.sleep(interval)
+        now = await asyncio.to_thread(fingerprint, bundles)
+        if now == seen:
+            continue
+        seen = now
+        opened = await asyncio.to_thread(SupernetCatalogue.open, bundles, previous=current)
+        if opened.digests != current.digests or opened.failures != current.failures:
+            current = opened
+            await changed(opened)
+            logger.info("supernets served now: %s", opened.digests or "none")
