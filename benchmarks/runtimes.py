@@ -36,7 +36,8 @@ on {processor}. OpenVINO comes with the extra `runtimes`.
 
 Every build is proven against the simulation in ONNX Runtime (`report.json`). Here the same files run
 elsewhere, and the logits are compared with ONNX Runtime's: share of images with the same class, and mean
-|difference| of the logits in their standard deviations. Two correct float32 runtimes differ by about 0.01:
+absolute difference of the logits in their standard deviations. Two correct float32 runtimes differ by
+about 0.01:
 sums in another order round an activation the other way here and there.
 
 """
