@@ -5,7 +5,8 @@
 ResNet-18 at 224 x 224 with random weights (speed does not depend on them) and the bundle that ships. Prints
 tables: latency of one image, of float32, of `onnxruntime.quantization.quantize_static`'s files and of ours at
 8 and at 4 bits, interleaved in one process, with the median of the ratios to float32 and the ratio of the
-best times; the time to build, on one thread; the size of the files.
+best times and of CPU times (hardly moved by a busy machine; with `--threads 1`, since waiting threads spin);
+the time to build, on one thread; the size of the files.
 
 `quantize_static` is shown with its defaults (int8/int8), with uint8 activations and int8 weights, its
 fastest, whose 16-bit sums saturate on x86 without VNNI, and with uint8 for both, which is right there.
@@ -175,17 +176,21 @@ def latencies(folder: Path, files: dict[str, Path], options: argparse.Namespace)
         operators[name] = Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
         runs[name] = lambda session=session: session.run(None, {"image": image})
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, run in runs.items():
-            started = time.perf_counter()
+            clock = Clock()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            cpu_seconds, wall_seconds = clock.read()
+            seconds[name].append(wall_seconds)
+            cpu[name].append(cpu_seconds)
     base = np.array(seconds["float32"])
-    print(f"{'':38s} {'ms':>7s}  float32 / this (best / best)   convolutions: integer, float    MB")
+    print(f"{'':38s} {'ms':>7s}  float32 / this: median, best, CPU   convolutions: integer, float    MB")
     for name, taken in seconds.items():
         found = operators[name]
         integer = found["QLinearConv"] + found["QLinearConvNhwc"] + found["ConvInteger"]
-        ratios = f"{median(base / np.array(taken)):14.2f} {base.min() / min(taken):13.2f}"
+        ratios = f"{median(base / np.array(taken)):22.2f} {base.min() / min(taken):5.2f}"
+        ratios += f" {median(cpu['float32']) / median(cpu[name]):4.2f}"
         floats = found["Conv"] + found["FusedConv"]
         size = files[name].stat().st_size / 1e6
         print(f"{name:38s} {1e3 * median(taken):7.1f}  {ratios}   {integer:20d}, {floats:5d}  {size:6.2f}")
