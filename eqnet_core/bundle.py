@@ -4,6 +4,7 @@
     of the rest supernet.safetensors      weights, BatchNorm parameters, step sizes and zero-points
     predictor.safetensors     `AccuracyPredictor` statistics.safetensors    `StatisticsPredictor`
     ranges.safetensors        `TensorRanges`, which only the `integer` flavour needs: older bundles have none
+    calibration.safetensors   images to calibrate each subnet with, in bundles that may carry images
 
 `bundle.json` holds the SHA-256 of every other file, so that the digest of its canonical form stands for all
 of it.
@@ -38,7 +39,7 @@ SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
 
 SUPERNET, PREDICTOR, STATISTICS = "supernet.safetensors", "predictor.safetensors", "statistics.safetensors"
-RANGES = "ranges.safetensors"
+RANGES, CALIBRATION = "ranges.safetensors", "calibration.safetensors"
 
 _DOCUMENT = "bundle.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -140,6 +141,20 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: its statistics predictor is of another supernet")
         return statistics
 
+    def calibration_images(self) -> NDArray[np.uint8] | None:
+        """Augmented training images uint8 [N, C, H, W], or None: then BatchNorm statistics are predicted."""
+        if CALIBRATION not in self.document["files"]:
+            return None
+        images = self._tensors(CALIBRATION).get("images")
+        if (
+            images is None
+            or images.dtype != np.uint8
+            or images.shape[1:] != self.input.shape
+            or not len(images)
+        ):
+            raise BundleError(f"bundle {self.name}: its calibration images do not fit its network")
+        return images
+
     @property
     def has_ranges(self) -> bool:
         """Whether `model.integer.onnx` can be built from this bundle."""
@@ -209,13 +224,14 @@ def write_bundle(
     statistics: StatisticsPredictor,
     ranges: TensorRanges | None = None,
     integer_quality: Mapping[str, Any] | None = None,
+    calibration: NDArray[np.uint8] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle and open it. The folder appears complete or not at all; equal arguments, equal bytes.
 
     `accuracy` (measured top-1 of some subnets) and `card` (data, commands, epochs) are free-form JSON.
     Without `ranges` the bundle has no `integer` flavour; `integer_quality` is what that one was measured to
-    cost (`training.ranges`).
+    cost (`training.ranges`). With `calibration` images subnets are calibrated rather than predicted.
 
     Raises:
         BundleError: the parts do not fit together, or `folder` holds something else and `overwrite` is not
@@ -229,6 +245,8 @@ def write_bundle(
     }
     if ranges is not None:
         files[RANGES] = _save(ranges.to_tensors())
+    if calibration is not None:
+        files[CALIBRATION] = _save({"images": calibration})
     document = {
         "schema": SCHEMA,
         "name": name,
@@ -291,6 +309,7 @@ def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any]
         bundle = Bundle.open(staging)
         bundle.predictor()
         bundle.statistics()
+        bundle.calibration_images()
         if bundle.has_ranges:
             bundle.ranges()
         _replace(folder, staging)

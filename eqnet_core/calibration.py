@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eqnet_core.quantizers import ActivationQuantizer
 from eqnet_core.space import BIT_WIDTHS, FORMS, Granularity, Symmetry
+from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet
 
 _COARSE = torch.logspace(math.log10(0.15), 0, 8)
@@ -22,6 +23,9 @@ _FINE = (_COARSE[0] / _COARSE[1]) ** torch.linspace(-0.6, 0.6, 4)
 
 _REFINEMENTS = 2
 """Passes that fit the step size to the codes by least squares, which no grid is fine enough for."""
+
+_BATCH = 128
+"""Images that BatchNorm statistics are averaged over at a time, as in training."""
 
 _ACTIVATION_SAMPLE = 16384
 """Elements of a layer's input that its activation quantisers are fitted on."""
@@ -163,29 +167,60 @@ def _float_inputs(supernet: Supernet, images: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def calibrate_batch_norm(
-    supernet: Supernet, batches: Iterable[Tensor]
+    supernet: Supernet, batches: Iterable[Tensor], *, forward: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Re-estimate BatchNorm's statistics with the active subnet (EQ-Net, method.md section 3).
 
     Args:
         supernet: its running statistics are replaced; left in evaluation mode.
         batches: normalised float32 [N, C, H, W] images **with the training augmentation**, of equal size.
+        forward: what runs `supernet`, itself unless given, such as `torch.compile(supernet)`.
 
     Returns:
         (mean [C], variance [C]) by BatchNorm module: the averages over all batches.
+
+    Raises:
+        ValueError: no batches.
     """
-    modules = supernet.batch_norms().values()
+    run = supernet if forward is None else forward
+    modules = list(supernet.batch_norms().values())
     momenta = [module.momentum for module in modules]
+    totals = [torch.zeros(2, module.num_features, dtype=torch.float64) for module in modules]
+    count = 0
     supernet.eval()
     for module in modules:
-        module.reset_running_stats()
-        module.momentum = None  # cumulative average
+        # the running statistics are those of the last batch: with momentum None, which accumulates by
+        # itself, a compiled network would be compiled again for every batch
+        module.momentum = 1.0
         module.train()
     try:
         for images in batches:
-            supernet(images)
+            run(images)
+            for module, total in zip(modules, totals, strict=True):
+                total += torch.stack([_tensor(module.running_mean), _tensor(module.running_var)]).to(total)
+            count += 1
     finally:
         for module, momentum in zip(modules, momenta, strict=True):
             module.momentum = momentum
         supernet.eval()
+    if not count:
+        raise ValueError("no images to calibrate with")
+    for module, total in zip(modules, totals, strict=True):
+        _tensor(module.running_mean).copy_(total[0] / count)
+        _tensor(module.running_var).copy_(total[1] / count)
     return supernet.statistics()
+
+
+def normalised_batches(images: NDArray[np.uint8], spec: InputSpec) -> list[Tensor]:
+    """Images [N, C, H, W] as `calibrate_batch_norm` takes them: in equal batches, a rest left out."""
+    mean, deviation = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
+    size = min(_BATCH, len(images))
+    return [
+        torch.from_numpy((images[start : start + size].astype(np.float32) / 255 - mean) / deviation)
+        for start in range(0, len(images) - size + 1, size)
+    ]
+
+
+def _tensor(buffer: Tensor | None) -> Tensor:
+    assert buffer is not None, "BatchNorm without running statistics"
+    return buffer

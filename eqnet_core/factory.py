@@ -39,7 +39,7 @@ from eqnet_core.statistics import StatisticsPredictor
 if TYPE_CHECKING:
     from eqnet_core.export.onnx_exact import ExactExporter
     from eqnet_core.export.onnx_integer import IntegerExporter
-    from eqnet_core.supernet import Supernet
+    from eqnet_core.supernet import Statistics, Supernet
 
 INTEGER = "model.integer.onnx"
 
@@ -141,7 +141,8 @@ class Factory:
         )
 
     def predict(self, configurations: Sequence[SubnetConfiguration]) -> Prediction:
-        """Accuracies of `configurations` as delivered, that is, with predicted BatchNorm statistics.
+        """Accuracies of `configurations` as delivered: with predicted BatchNorm statistics, unless the
+        bundle carries images.
 
         Raises:
             InvalidConfigurationError: not one entry per searchable layer.
@@ -240,6 +241,7 @@ class _Workshop:
     """The torch side of a factory: what loads once and then builds many subnets."""
 
     def __init__(self, factory: Factory) -> None:
+        from eqnet_core.calibration import normalised_batches
         from eqnet_core.export.onnx_exact import ExactExporter
         from eqnet_core.export.onnx_integer import IntegerExporter
         from eqnet_core.export.proof import natural_images
@@ -261,6 +263,17 @@ class _Workshop:
             self._integers = IntegerExporter(graph, bundle.ranges())
         macs = sum(layer.macs for layer in bundle.space.layers)
         self._images = natural_images(bundle.input, proof_images(macs), seed=0)
+        images = bundle.calibration_images()
+        self._calibration = [] if images is None else normalised_batches(images, bundle.input)
+
+    def _statistics(self, configuration: SubnetConfiguration) -> Statistics:
+        """Calibrated with the bundle's own images where it has some, else predicted."""
+        from eqnet_core.calibration import calibrate_batch_norm
+
+        if not self._calibration:
+            return self._factory.statistics.predict(configuration, self._factory.bundle.space)
+        self._supernet.activate(configuration)
+        return calibrate_batch_norm(self._supernet, self._calibration)
 
     def build(
         self,
@@ -279,7 +292,7 @@ class _Workshop:
 
         factory = self._factory
         started = time.perf_counter()
-        statistics = factory.statistics.predict(configuration, factory.bundle.space)
+        statistics = self._statistics(configuration)
         subnet = self._supernet.extract(configuration, statistics)
         if device is not None:
             check_subnet(device, subnet)

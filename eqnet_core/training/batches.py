@@ -13,9 +13,9 @@ from torch.nn import functional
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
 
-Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations", "ranges"]
+Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches"]
 _STREAMS: tuple[Stream, ...] = (
-    "order", "augmentation", "subnets", "calibration", "configurations", "ranges",
+    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ def card_page(bundle: Bundle) -> str:
     """The page, from nothing but what `bundle.json` states."""
     document = bundle.document
     accuracy, predictor, card = document["accuracy"], document["predictor"], document["card"]
+    statistics = document["statistics"]
     bits = sorted({int(bit) for row in accuracy["uniform"].values() for bit in row})
     size = sum(entry["bytes"] for entry in document["files"].values())
     lines = [
@@ -43,8 +44,9 @@ def card_page(bundle: Bundle) -> str:
         "",
         "## Predictors",
         "",
-        f"CQAP, fitted on {predictor['samples'] - predictor['held_out']} measured subnets "
-        f"and judged on {predictor['held_out']} others, {predictor['images']} held-out images each:",
+        f"CQAP, fitted to {predictor['samples']} subnets as delivered, each measured on a panel of "
+        f"{predictor['images']} held-out images. {predictor['held_out']} of them are spread over the space; "
+        "each predicted by a fit to others only:",
         "",
         "| | |",
         "|---|---|",
@@ -52,7 +54,15 @@ def card_page(bundle: Bundle) -> str:
         f"| Kendall | {predictor['kendall']:.3f} |",
         f"| Kendall between two halves of the images | {predictor['noise_ceiling']:.3f} |",
         f"| mean absolute error | {100 * predictor['mean_absolute_error']:.2f} points |",
+        f"| mean absolute error, averages of 3 bits and more | "
+        f"{100 * predictor['mean_absolute_error_from_3_bits']:.2f} points |",
         f"| coverage of the 90 % interval | {100 * predictor['interval_coverage']:.1f} % |",
+        *_searched(predictor.get("searched")),
+        "",
+        f"BatchNorm statistics are predicted by a model fitted to {statistics['samples']} calibrated "
+        f"subnets; leave-one-out, means are off by {statistics['mean_error']:.3f} of the channel's standard "
+        f"deviation and variances by {100 * statistics['log_variance_error']:.0f} %, noise of the "
+        "calibration included.",
         "",
         *_integer(document.get("integer")),
         "## How it was trained",
@@ -63,6 +73,16 @@ def card_page(bundle: Bundle) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _searched(quality: dict[str, Any] | None) -> list[str]:
+    if quality is None:
+        return []
+    return [
+        f"| {quality['held_out']} subnets that searches found: mean error | "
+        f"{100 * quality['mean_error']:+.2f} points |",
+        f"| the same, mean absolute error | {100 * quality['mean_absolute_error']:.2f} points |",
+    ]
 
 
 def _integer(measured: dict[str, Any] | None) -> list[str]:

@@ -22,11 +22,11 @@ class EnsembleSettings:
 
     members: int = 4
     hidden: int = 48
-    weight_decay: float = 3.0
+    weight_decay: float = 0.05
     rate: float = 3e-3
-    epochs: int = 100
+    epochs: int = 20
     batch: tuple[int, int] = (64, 256)
-    steps: tuple[int, int] = (800, 4000)
+    steps: tuple[int, int] = (800, 2000)
 
 
 def fit_ensemble(

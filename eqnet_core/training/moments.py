@@ -1,44 +1,122 @@
 """What a layer's quantised weights alone say about the mean and variance of its output.
 
-The output of a convolution is a weighted sum of its inputs, so its mean is linear in the weights: the sum of
-weight x mean input. The mean input is much the same in every subnet, as it comes out of a BatchNorm. The
-weights of every form and bit-width are known, so that the few unknowns of a layer are fitted to all its
-channels in all samples at once, and the outcome holds for forms and bit-widths that no sample had.
+The output of a convolution is a weighted sum over a patch of its input, so its mean is w . E[x] and its
+variance w' Cov(x) w, with x the patch and w the weights as quantised: exactly. The mean and covariance of
+patches are much the same in every subnet, as they come out of a BatchNorm; the weights of every form and
+bit-width are known. So a few subnets, run once, tell most of what any bits and form of a layer do to it, and
+only what the layers before it and the rounding of its input change is left to be fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from torch import Tensor, nn
+from torch.nn import functional
 
+from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.layers import ElasticConv2d
-from eqnet_core.space import BIT_WIDTHS, FORMS, Symmetry
+from eqnet_core.space import BIT_WIDTHS, FORMS, SubnetConfiguration, Symmetry
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
 
 QuantizedWeights = Mapping[str, NDArray[np.float32]]
-"""Layer name -> its dequantised weight for every weight row of a table, [WEIGHT_ROWS, C, inputs, kernel]."""
+"""Layer name -> its dequantised weight for every weight row of a table, [WEIGHT_ROWS, C, K]."""
+
+_IMAGES = 64
+"""Of each batch: patches of one image are many and alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMoments:
+    """Of a layer's quantised input patches of K elements, zeros of the padding included.
+
+    `mean` float64 [K]; `covariance` float64 [K, K].
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    def table(self, weights: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and variance >= 0 of the output for `weights` [R, C, K], float64 [R, C] each."""
+        table = weights.astype(np.float64)
+        variance = np.einsum("rck,rck->rc", table @ self.covariance, table)
+        return table @ self.mean, np.maximum(variance, 0.0)
+
+
+@torch.no_grad()
+def measure_moments(
+    supernet: Supernet, configurations: Sequence[SubnetConfiguration], batches: Sequence[Tensor]
+) -> dict[str, PatchMoments]:
+    """Patch moments of every convolution, averaged over `configurations`; leaves another subnet active.
+
+    Args:
+        configurations: at least one, best spread over forms and bit-widths.
+        batches: one batch of normalised, augmented float32 [N, C, H, W] for each.
+
+    Grouped convolutions are left out: their output channels do not share their inputs.
+    """
+    layers = [
+        layer
+        for layer in supernet.layers
+        if isinstance(layer, ElasticConv2d) and layer.geometry["groups"] == 1
+    ]
+    sums = {
+        layer.spec.name: (
+            torch.zeros(size, dtype=torch.float64),
+            torch.zeros(size, size, dtype=torch.float64),
+        )
+        for layer in layers
+        for size in [layer.weight[0].numel()]
+    }
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, ElasticConv2d)
+        patches = functional.unfold(
+            module.quantized_input(arguments[0][:_IMAGES]),
+            module.weight.shape[2:],
+            **{key: value for key, value in module.geometry.items() if key != "groups"},
+        )
+        columns = patches.transpose(0, 1).flatten(1)
+        first, second = sums[module.spec.name]
+        first += columns.mean(1).to(first)
+        second += (columns @ columns.T / columns.shape[1]).to(second)
+
+    for configuration, images in zip(configurations, batches, strict=True):
+        supernet.activate(configuration)
+        calibrate_batch_norm(supernet, [images])
+        handles = [layer.register_forward_pre_hook(add) for layer in layers]
+        try:
+            supernet(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    count = len(configurations)
+    found = {}
+    for name, (first, second) in sums.items():
+        mean = (first / count).numpy()
+        found[name] = PatchMoments(mean=mean, covariance=(second / count).numpy() - np.outer(mean, mean))
+    return found
 
 
 @torch.no_grad()
 def quantized_weights(supernet: Supernet) -> QuantizedWeights:
-    """What every form, bit-width and narrow range make of each layer; leaves another subnet active.
+    """What every form, bit-width and narrow range make of each ungrouped convolution.
 
-    Grouped convolutions are left out: their output channels do not share their inputs.
+    Leaves another subnet active. A fixed layer is at 8 bits whatever is asked for; the rows of its other
+    bit-widths stay zero, as do those of asymmetric weights with narrow range, which there are not.
     """
     space = supernet.space
     found = {
-        layer.spec.name: np.zeros((WEIGHT_ROWS, *layer.weight.flatten(2).shape), dtype=np.float32)
+        layer.spec.name: np.zeros((WEIGHT_ROWS, *layer.weight.flatten(1).shape), dtype=np.float32)
         for layer in supernet.layers
         if isinstance(layer, ElasticConv2d) and layer.geometry["groups"] == 1
     }
-    # Rows that no configuration selects stay zero: a fixed layer at other bits than 8, and narrow range with
-    # asymmetric weights.
     for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True)):
         if narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC:
             continue
@@ -47,64 +125,5 @@ def quantized_weights(supernet: Supernet) -> QuantizedWeights:
         rows = table_rows([configuration], space)[0, :, 0]
         for layer, row in zip(supernet.layers, rows, strict=True):
             if layer.spec.name in found:
-                found[layer.spec.name][row] = layer.quantized_weight().flatten(2).cpu().numpy()
+                found[layer.spec.name][row] = layer.quantized_weight().flatten(1).cpu().numpy()
     return found
-
-
-def fit_moments(
-    weights: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    means: NDArray[np.float64],
-    variances: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and log-variance of every output channel for every weight row, float64 [WEIGHT_ROWS, C] each.
-
-    Args:
-        weights: [WEIGHT_ROWS, C, inputs, kernel].
-        rows: int64 [N], the weight row of each sample.
-        means, variances: [N, C], its calibrated statistics; variances > 0.
-
-    Variances are modelled as a sum over input channels of what each contributes evenly over the kernel (the
-    square of the kernel's sum: neighbouring pixels agree) and pixel by pixel (the sum of squares).
-    """
-    table = weights.astype(np.float64)
-    typical = np.median(variances, axis=0)
-    mean = _fit(table.reshape(*table.shape[:2], -1), rows, means, np.sqrt(typical), penalty=1e-3)
-    powers = np.concatenate([table.sum(axis=3) ** 2, (table**2).sum(axis=3)], axis=2)
-    variance = _fit(powers, rows, variances, typical, penalty=1e-4, nonnegative=True)
-    # a channel whose weights are all zero
-    return mean, np.log(np.maximum(variance, 1e-2 * typical))
-
-
-def _fit(
-    features: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    targets: NDArray[np.float64],
-    unit: NDArray[np.float64],
-    *,
-    penalty: float,
-    nonnegative: bool = False,
-) -> NDArray[np.float64]:
-    """`features @ x` [WEIGHT_ROWS, C] for the one x that fits all channels, errors counted in `unit` [C].
-
-    `features` [WEIGHT_ROWS, C, F], `targets` [N, C]; `penalty` is relative to the features' mean square.
-    """
-    seen, group = np.unique(rows, return_inverse=True)
-    counts = np.bincount(group).astype(np.float64)
-    average = np.zeros((len(seen), targets.shape[1]))
-    np.add.at(average, group, targets)
-    average /= counts[:, None]
-    # samples of one row have the same features: their average, counted as often, is the same equation
-    scale = np.sqrt(counts)[:, None] / unit
-    x = (features[seen] * scale[:, :, None]).reshape(-1, features.shape[2])
-    y = (average * scale).reshape(-1)
-    gram = x.T @ x
-    gram += penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
-    if nonnegative:
-        # least squares in x is least squares in the Cholesky factor of its gram, which has fewer rows
-        factor = np.linalg.cholesky(gram)
-        solution = nnls(factor.T, np.linalg.solve(factor, x.T @ y))[0]
-    else:
-        solution = np.linalg.solve(gram, x.T @ y)
-    fitted: NDArray[np.float64] = features @ solution
-    return fitted

@@ -39,7 +39,7 @@ def plot_training(run: Path, target: Path) -> Path:
     if not lines:
         raise TrainingError(f"{log} is empty: the supernet stage logs at the end of each epoch")
     epochs = [line["epoch"] for line in lines]
-    figure, (loss, training, held_out) = _figure(3)
+    figure, (loss, training, held_out) = draw_figure(3)
     for key, label in _SUBNETS.items():
         loss.plot(epochs, [line["loss"][key] for line in lines], label=label)
         training.plot(epochs, [100 * line["accuracy"][key] for line in lines], label=label)
@@ -53,7 +53,7 @@ def plot_training(run: Path, target: Path) -> Path:
     ):
         axes.set(title=title, xlabel="epoch", ylabel=unit)
         _legend_below(axes)
-    return _write(figure, target)
+    return write_figure(figure, target)
 
 
 def plot_weights(run: Path, target: Path, layers: Sequence[str] | None = None) -> Path:
@@ -77,7 +77,7 @@ def plot_weights(run: Path, target: Path, layers: Sequence[str] | None = None) -
     shown = layers or [searchable[0], searchable[len(searchable) // 2], searchable[-1]]
     if unknown := [name for name in shown if name not in trained]:
         raise TrainingError(f"no layer {', '.join(unknown)}; there are {', '.join(trained)}")
-    figure, rows = _figure(len(shown))
+    figure, rows = draw_figure(len(shown))
     for axes, name in zip(rows, shown, strict=True):
         for label, weight in (("float", float_weights[f"{name}.weight"]), ("supernet", trained[name])):
             skewness, kurtosis = skewness_and_kurtosis(weight)
@@ -94,12 +94,12 @@ def plot_weights(run: Path, target: Path, layers: Sequence[str] | None = None) -
     figure.suptitle(
         f"Weights before and after supernet training (a uniform distribution: 0, {UNIFORM_KURTOSIS})"
     )
-    return _write(figure, target)
+    return write_figure(figure, target)
 
 
 def plot_ablations(ablations: Sequence[Ablation], target: Path) -> Path:
     """Accuracy against bits of every variant, one panel per granularity."""
-    figure, panels = _figure(len(Granularity))
+    figure, panels = draw_figure(len(Granularity))
     for axes, granularity in zip(panels, Granularity, strict=True):
         for ablation in ablations:
             means = [ablation.mean(bits, granularity) for bits in BITS]
@@ -108,7 +108,7 @@ def plot_ablations(ablations: Sequence[Ablation], target: Path) -> Path:
                 axes.plot([str(bits) for bits in BITS], values, marker="o", markersize=3, label=ablation.name)
         axes.set(title=granularity.replace("_", " "), xlabel="bits", ylabel="top-1 on held-out images, %")
         _legend_below(axes)
-    return _write(figure, target)
+    return write_figure(figure, target)
 
 
 def ablation_table(ablations: Sequence[Ablation]) -> str:
@@ -125,7 +125,8 @@ def ablation_table(ablations: Sequence[Ablation]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+def draw_figure(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `panels` axes side by side."""
     # Imported here: training on a machine without matplotlib must not fail for want of a picture.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -140,7 +141,8 @@ def _legend_below(axes: Axes) -> None:
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
-def _write(figure: Figure, target: Path) -> Path:
+def write_figure(figure: Figure, target: Path) -> Path:
+    """Write the PNG file `target`, whole or not at all, and return it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -10,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
 
@@ -93,3 +96,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays as one `.npz`, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(tensors))  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_tensors(path: Path, *, stage: str) -> dict[str, NDArray[Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        TrainingError: `stage` has not written it yet, or it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path} is missing: run the {stage} stage first") from error
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged: run the {stage} stage again") from error

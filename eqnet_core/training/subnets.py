@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from eqnet_core.cost import CostModel
+from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
+from eqnet_core.search import search
 from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SearchSpace, SubnetConfiguration, Symmetry
 
 NARROW_RANGE_SHARE = 0.2
@@ -70,6 +74,56 @@ def sample_configuration(
         activation_bits=tuple(spread_bits(count, generator).tolist()),
         narrow_range=_draw_narrow_range(form, generator),
     )
+
+
+def spread_encodings(space: SearchSpace, count: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Encodings [N, encoding_size] of about `count` subnets, drawn much as samples are, but at once."""
+    layers, parts = len(space.searchable), []
+    for form in FORMS:
+        for narrow_range in (False, True) if form.weight_symmetry is Symmetry.SYMMETRIC else (False,):
+            share = NARROW_RANGE_SHARE if narrow_range else 1.0
+            rows = max(1, round(share * count / (len(FORMS) * (1 + NARROW_RANGE_SHARE / 2))))
+            target, width = generator.uniform(1.6, 8.4, (2, rows, 1)), generator.uniform(0, 3, (2, rows, 1))
+            drawn = np.rint(target + width * generator.standard_normal((2, rows, layers)))
+            bits = np.clip(drawn, BIT_WIDTHS[0], BIT_WIDTHS[-1]).astype(np.int64)
+            parts.append(space.encode_population(form, bits[0], bits[1], narrow_range=narrow_range))
+    return np.concatenate(parts)
+
+
+def searched_configuration(
+    space: SearchSpace, predictor: AccuracyPredictor, index: int, generator: np.random.Generator
+) -> SubnetConfiguration:
+    """The `index`-th configuration that `predictor` would have a device take: forms in turn, random budgets.
+
+    A search finds the subnets that a predictor overrates, which random ones hardly ever tell. Some searches
+    are short, so that what they find is not always the same. Budgets are low more often than high: there the
+    choice of bits matters most.
+    """
+    form = FORMS[index % len(FORMS)]
+    narrow_range = _draw_narrow_range(form, generator)
+    averages = 2.2 + 4.3 * generator.beta(1.0, 1.7, size=2)
+    if generator.random() < 0.5:
+        averages[1] = averages[0]
+    profile = DeviceProfile(
+        weight_bits=BIT_WIDTHS,
+        weight_granularity=form.weight_granularity,
+        weight_symmetry=form.weight_symmetry,
+        narrow_range=narrow_range,
+        activation_bits=BIT_WIDTHS,
+        activation_symmetry=form.activation_symmetry,
+    )
+    return search(
+        space=space,
+        predictor=predictor,
+        costs=CostModel(space),
+        profile=profile,
+        budget=Budget(weight_bits=float(averages[0]), activation_bits=float(averages[1])),
+        settings=SearchSettings(
+            population=int(generator.integers(20, 60)),
+            generations=int(generator.integers(10, 120)),
+            seed=int(generator.integers(2**31)),
+        ),
+    ).configuration
 
 
 def _draw_narrow_range(form: QuantizationForm, generator: np.random.Generator) -> bool:

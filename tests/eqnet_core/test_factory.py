@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,10 +34,10 @@ from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
 from eqnet_core.space import FORMS, Granularity, Symmetry
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.ensemble import EnsembleSettings
-from eqnet_core.training.fitting import MINIMUM_SAMPLES, fit_predictor, fit_statistics
-from eqnet_core.training.moments import quantized_weights
+from eqnet_core.training.fitting import MINIMUM_SAMPLES, fit_predictor
 from eqnet_core.training.ranges import fit_ranges, tensor_samples
-from eqnet_core.training.samples import Samples
+from eqnet_core.training.samples import Calibrations, Samples, configuration_columns
+from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration
 
 PROFILE = DeviceProfile(
@@ -51,13 +52,11 @@ SETTINGS = SearchSettings(population=20, generations=10, seed=1)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images: torch.Tensor) -> Path:
-    samples = measure(supernet, images[:32], MINIMUM_SAMPLES + 4)
-    predictor, predictor_quality = fit_predictor(
+    samples, calibrations = measure(supernet, images[:32], MINIMUM_SAMPLES + 4)
+    predictor, predictor_quality, _ = fit_predictor(
         samples, supernet.space, 0, settings=EnsembleSettings(members=2, hidden=8, steps=(30, 30))
     )
-    statistics, statistics_quality = fit_statistics(
-        samples, supernet.space, weights=quantized_weights(supernet)
-    )
+    statistics, statistics_quality = fit_statistics(calibrations, supernet.space)
     folder = tmp_path_factory.mktemp("bundles") / "untrained"
     write_bundle(
         folder,
@@ -86,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images:
 
 
 @torch.no_grad()
-def measure(supernet: Supernet, images: torch.Tensor, count: int) -> Samples:
+def measure(supernet: Supernet, images: torch.Tensor, count: int) -> tuple[Samples, Calibrations]:
     """Subnets with calibrated statistics; what the 8/8 bit subnet says counts as right."""
     generator = np.random.default_rng(0)
     # 8 uniform nets, and mixed ones
@@ -98,21 +97,65 @@ def measure(supernet: Supernet, images: torch.Tensor, count: int) -> Samples:
     for configuration in configurations:
         supernet.activate(configuration)
         statistics = calibrate_batch_norm(supernet, [images[:16]])
-        correct.append((supernet(images).argmax(1) == expected).reshape(2, -1).sum(1).numpy())
+        correct.append((supernet(images).argmax(1) == expected).reshape(2, -1).double().mean(1).numpy())
         means.append(np.concatenate([mean for mean, _ in statistics.values()]))
         variances.append(np.concatenate([variance for _, variance in statistics.values()]))
-    return Samples(
-        space=supernet.space,
-        form=np.array([c.form.index for c in configurations], dtype=np.int8),
-        narrow_range=np.array([c.narrow_range for c in configurations]),
-        weight_bits=np.array([c.weight_bits for c in configurations], dtype=np.int8),
-        activation_bits=np.array([c.activation_bits for c in configurations], dtype=np.int8),
-        correct=np.array(correct, dtype=np.int32),
-        evaluated=np.array([len(images) // 2] * 2, dtype=np.int32),
+    subnets: dict[str, Any] = {
+        "space": supernet.space,
+        "draw": np.zeros(count, dtype=np.int32),
+        "index": np.arange(count, dtype=np.int32),
+        **configuration_columns(configurations),
+    }
+    accuracy = np.array(correct)
+    samples = Samples(
+        **subnets, half_accuracy=accuracy, smooth_accuracy=accuracy.mean(axis=1), images=len(images)
+    )
+    calibrations = Calibrations(
+        **subnets,
         means=np.array(means),
         variances=np.array(variances),
         batch_norms=tuple((name, module.num_features) for name, module in supernet.batch_norms().items()),
     )
+    return samples, calibrations
+
+
+def test_a_bundle_with_images_calibrates_with_them(
+    folder: Path, factory: Factory, supernet: Supernet, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(folder)
+    images = np.random.default_rng(0).integers(0, 256, (48, 3, 32, 32), dtype=np.uint8)
+    arguments: dict[str, Any] = {
+        "architecture": bundle.architecture,
+        "classes": bundle.classes,
+        "input": bundle.input,
+        "space": bundle.space,
+        "float_accuracy": 1.0,
+        "accuracy": {},
+        "predictor_quality": {},
+        "statistics_quality": {},
+        "card": {},
+        "supernet": bundle.supernet_tensors(),
+        "predictor": bundle.predictor(),
+        "statistics": bundle.statistics(),
+    }
+    write_bundle(tmp_path / "with-images", name="with-images", calibration=images, **arguments)
+    configuration = bundle.space.uniform(FORMS[5], 4)
+    mean, deviation = (np.array(v, np.float32)[:, None, None] for v in (bundle.input.mean, bundle.input.std))
+    batch = torch.from_numpy((images.astype(np.float32) / 255 - mean) / deviation)
+    logits = []
+    for one in (Factory.open(tmp_path / "with-images"), factory):
+        built = one.build(configuration, artifacts=("model.safetensors",))
+        path = save(built, tmp_path / one.bundle.name) / "model.safetensors"
+        with torch.inference_mode():
+            logits.append(load_subnet(path).eval()(batch))
+    supernet.activate(configuration)
+    calibrate_batch_norm(supernet, [batch])
+    with torch.inference_mode():
+        expected = supernet(batch)
+    assert (logits[0] - expected).abs().mean() < 0.05 * expected.std()
+    assert (logits[1] - expected).abs().mean() > (logits[0] - expected).abs().mean()
+    with pytest.raises(BundleError, match="calibration images do not fit"):
+        write_bundle(tmp_path / "bad", name="bad", calibration=images[:, :1], **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import FORMS, LayerSpec, SearchSpace
 from eqnet_core.training.ensemble import EnsembleSettings
-from eqnet_core.training.fitting import fit_predictor, fit_statistics
-from eqnet_core.training.samples import Samples
+from eqnet_core.training.fitting import fit_predictor
+from eqnet_core.training.samples import Samples, configuration_columns
 from eqnet_core.training.subnets import sample_configuration
 
 Fitted = tuple[AccuracyPredictor, dict[str, Any], list[str]]
@@ -66,24 +66,16 @@ def make_samples(space: SearchSpace, count: int, seed: int) -> tuple[Samples, ND
     # two subnets of one supernet err on much the same images: about a third of the variance of coins
     deviation = np.sqrt(0.35 * accuracy * (1 - accuracy) / IMAGES)
     shown = accuracy[:, None] + deviation[:, None] * generator.standard_normal((count, 2))
-    means, variances = make_statistics(form, narrow, weights, activations)
     samples = Samples(
         space=space,
-        form=form.astype(np.int8),
-        narrow_range=narrow,
-        weight_bits=weights.astype(np.int8),
-        activation_bits=activations.astype(np.int8),
-        correct=np.clip(np.rint(shown * IMAGES), 0, IMAGES).astype(np.int32),
-        evaluated=np.array([IMAGES, IMAGES], dtype=np.int32),
-        means=means.astype(np.float32),
-        variances=variances.astype(np.float32),
-        batch_norms=tuple((batch_norm(layer.name), CHANNELS) for layer in space.searchable),
+        draw=np.zeros(count, dtype=np.int32),
+        index=np.arange(count, dtype=np.int32),
+        **configuration_columns(configurations),
+        half_accuracy=shown,
+        smooth_accuracy=0.98 * shown.mean(axis=1),
+        images=2 * IMAGES,
     )
     return samples, accuracy
-
-
-def batch_norm(layer: str) -> str:
-    return layer.removesuffix("0") + "1" if layer.endswith(".0") else layer.replace("conv", "bn")
 
 
 def make_accuracy(
@@ -108,33 +100,13 @@ def make_accuracy(
     return accuracy
 
 
-def make_statistics(
-    form: NDArray[np.int64],
-    narrow: NDArray[np.bool_],
-    weights: NDArray[np.int64],
-    activations: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each channel moves with its own layer's bits and form, and with the noise of the layers before it."""
-    constants = np.random.default_rng(1)
-    layers = weights.shape[1]
-    noise = 0.5 ** (np.concatenate([weights, activations], axis=1) - 2)
-    halving = 0.5 ** np.arange(7)[:, None, None, None]
-    means, logs = [], []
-    for layer in range(layers):
-        own = constants.normal(size=(2, 7, len(FORMS), 2, CHANNELS)) * halving
-        chosen = own[:, weights[:, layer] - 2, form // 2, narrow.astype(int)]
-        visible = np.tile(np.arange(layers) <= layer, 2)
-        upstream = (noise * visible) @ constants.normal(scale=0.3, size=(2 * layers, 2 * CHANNELS))
-        means.append(1.0 + chosen[0] + upstream[:, :CHANNELS])
-        logs.append(chosen[1] + upstream[:, CHANNELS:])
-    return np.concatenate(means, axis=1), np.exp(np.concatenate(logs, axis=1))
-
-
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
     samples, _ = make_samples(RESNET20, 300, 1)
     lines: list[str] = []
-    predictor, quality = fit_predictor(samples, RESNET20, 0, settings=QUICK, report=lines.append)
+    predictor, quality, _ = fit_predictor(
+        samples, RESNET20, 0, settings=QUICK, lessons=4000, report=lines.append
+    )
     return predictor, quality, lines
 
 
@@ -151,21 +123,23 @@ def test_three_hundred_samples_rank_subnets_never_seen(fitted: Fitted) -> None:
 
 def test_quality_is_that_of_held_out_samples_and_plain_json(fitted: Fitted) -> None:
     _, quality, lines = fitted
-    assert (quality["samples"], quality["held_out"], quality["images"]) == (300, 75, 5000)
+    assert (quality["samples"], quality["held_out"], quality["images"]) == (300, 300, 5000)
     assert quality["kendall"] > 0.7
     assert quality["pearson"] > 0.9
     assert 0.5 < quality["noise_ceiling"] < 0.95
     assert 0 < quality["mean_absolute_error"] < 0.005
     assert set(quality["forms"]) <= {form.name for form in FORMS}
     assert json.loads(json.dumps(quality, allow_nan=False)) == quality
-    assert len(lines) == 4
+    assert quality["distillation_error"] < 0.002
+    assert len(lines) == 3
 
 
 def test_the_same_seed_fits_the_same_predictor() -> None:
     samples, _ = make_samples(THREE_LAYERS, 100, 2)
     quick = replace(QUICK, steps=(20, 20))
     one, other, another = (
-        fit_predictor(samples, THREE_LAYERS, seed, settings=quick)[0].to_tensors() for seed in (7, 7, 8)
+        fit_predictor(samples, THREE_LAYERS, seed, settings=quick, lessons=500)[0].to_tensors()
+        for seed in (7, 7, 8)
     )
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert not np.array_equal(one["first.weight"], another["first.weight"])
@@ -175,17 +149,33 @@ def test_samples_of_one_configuration_are_not_split_between_fitting_and_measurin
     """Measured on a copy of what it was fitted on, a predictor of pure noise would look good."""
     samples, _ = make_samples(THREE_LAYERS, 120, 3)
     generator = np.random.default_rng(0)
-    noise = np.repeat(generator.integers(1500, 2500, size=(120, 1)), 2, axis=1).astype(np.int32)
-    doubled = replace(samples, correct=noise).select(np.tile(np.arange(120), 6))
-    _, quality = fit_predictor(doubled, THREE_LAYERS, 0, settings=replace(QUICK, steps=(100, 100)))
+    noise = np.repeat(generator.uniform(0.6, 1.0, size=(120, 1)), 2, axis=1)
+    doubled = replace(samples, half_accuracy=noise, smooth_accuracy=noise[:, 0])
+    doubled = doubled.select(np.tile(np.arange(120), 6))
+    _, quality, left_out = fit_predictor(
+        doubled, THREE_LAYERS, 0, settings=replace(QUICK, steps=(100, 100)), lessons=500
+    )
+    assert len(left_out.predicted) == quality["samples"] <= 120
     assert quality["noise_ceiling"] > 0.99
     assert quality["kendall"] < 0.4
 
 
+def test_searched_samples_are_judged_apart() -> None:
+    samples, _ = make_samples(THREE_LAYERS, 100, 6)
+    searched = replace(samples, draw=np.where(np.arange(100) < 80, 0, 5).astype(np.int32))
+    _, quality, left_out = fit_predictor(
+        searched, THREE_LAYERS, 0, settings=replace(QUICK, steps=(20, 20)), lessons=500
+    )
+    assert quality["held_out"] + quality["searched"]["held_out"] == quality["samples"]
+    assert quality["searched"]["held_out"] == left_out.searched.sum() <= 20
+
+
 def test_equal_accuracies_are_no_error() -> None:
     samples, _ = make_samples(THREE_LAYERS, 80, 4)
-    flat = replace(samples, correct=np.full((80, 2), 2250, dtype=np.int32))
-    predictor, quality = fit_predictor(flat, THREE_LAYERS, 0, settings=replace(QUICK, steps=(20, 20)))
+    flat = replace(samples, half_accuracy=np.full((80, 2), 0.9), smooth_accuracy=np.full(80, 0.88))
+    predictor, quality, _ = fit_predictor(
+        flat, THREE_LAYERS, 0, settings=replace(QUICK, steps=(20, 20)), lessons=500
+    )
     assert quality["kendall"] == 0.0
     np.testing.assert_allclose(predictor.predict(samples.features()), 0.9, atol=1e-3)
 
@@ -195,37 +185,4 @@ def test_too_few_samples_and_other_spaces_are_refused() -> None:
     with pytest.raises(TrainingError, match="sample at least 60"):
         fit_predictor(few, THREE_LAYERS, 0)
     with pytest.raises(TrainingError, match="another supernet"):
-        fit_statistics(few, RESNET20)
-
-
-def test_statistics_of_subnets_never_seen() -> None:
-    samples, _ = make_samples(RESNET20, 500, 6)
-    predictor, quality = fit_statistics(samples, RESNET20)
-    assert quality["mean_explained"] > 0.8
-    assert quality["variance_explained"] > 0.8
-    fresh, _ = make_samples(RESNET20, 80, 77)
-    errors, spreads = [], samples.means.std(axis=0)
-    for row in range(56, 80):  # the first 56 are the uniform nets, which are in both
-        predicted = predictor.predict(fresh.configuration(row), RESNET20)
-        assert list(predicted) == [name for name, _ in samples.batch_norms]
-        means = np.concatenate([mean for mean, _ in predicted.values()])
-        variances = np.concatenate([variance for _, variance in predicted.values()])
-        assert means.dtype == variances.dtype == np.float32
-        assert (variances > 0).all()
-        errors.append((means - fresh.means[row]) / spreads)
-    assert np.sqrt(np.mean(np.square(errors))) < 0.5
-
-
-def test_a_channel_that_dies_gets_a_variance_to_divide_by() -> None:
-    samples, _ = make_samples(THREE_LAYERS, 200, 8)
-    dead = samples.weight_bits[:, 0] == 2
-    variances, means = samples.variances.copy(), samples.means.copy()
-    variances[dead, 0] = 0.0
-    means[dead, 0] = 0.0
-    predictor, quality = fit_statistics(replace(samples, variances=variances, means=means), THREE_LAYERS)
-    assert np.isfinite(list(quality.values())).all()
-    rows = np.flatnonzero(dead)
-    name = samples.batch_norms[0][0]
-    for row in rows[:20]:
-        mean, variance = predictor.predict(samples.configuration(row), THREE_LAYERS)[name]
-        assert abs(mean[0]) / np.sqrt(variance[0]) < 4
+        fit_predictor(few, RESNET20, 0)

@@ -1,7 +1,7 @@
 """Every stage on digits, broken off and gone on with: the result is that of an unbroken run."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +9,25 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
-from eqnet_core.training.batches import Batches
-from eqnet_core.training.data import ImageData
+from eqnet_core.evaluation import top1
+from eqnet_core.space import BIT_WIDTHS, FORMS
+from eqnet_core.training.batches import Batches, calibration_batches
+from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
+from eqnet_core.training.collecting import Shard
+from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
-from eqnet_core.training.samples import Samples
+from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
+from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
 CPU = torch.device("cpu")
+WHOLE = Shard()
 FLOAT = PretrainSettings(epochs=2, batch_size=48, compile=False, checkpoint_seconds=0)
 SUPERNET = SupernetSettings(epochs=2, batch_size=48, compile=False, warmup_steps=1, checkpoint_seconds=0)
 
@@ -99,17 +107,80 @@ def test_another_setting_in_the_same_folder_is_refused(digits: ImageData, traine
         pretrain(digits, trained / "float", replace(FLOAT, epochs=3), CPU)
 
 
-def test_samples_go_on_to_the_same_file(digits: ImageData, trained: Path, tmp_path: Path) -> None:
-    settings = SamplingSettings(samples=8, images=64, calibration_images=32)
-    whole = Samples.load(sample_subnets(digits, trained / "supernet", tmp_path / "a", settings, CPU))
-    sample_subnets(digits, trained / "supernet", tmp_path / "b", replace(settings, samples=3), CPU)
-    parts = Samples.load(sample_subnets(digits, trained / "supernet", tmp_path / "b", settings, CPU))
-    assert len(whole) == len(parts) == 8
-    np.testing.assert_array_equal(whole.weight_bits, parts.weight_bits)
-    np.testing.assert_array_equal(whole.correct, parts.correct)
-    np.testing.assert_allclose(whole.means, parts.means, rtol=1e-4, atol=1e-5)
+@pytest.fixture(scope="module")
+def calibrated(digits: ImageData, trained: Path) -> Path:
+    """The statistics stage, broken off once."""
+    settings = CalibrationSettings(samples=20, images=32, compile=False)
+    folder = trained / "statistics"
+    with pytest.raises(TrainingError, match="calibrate at least 60"):
+        calibrate_subnets(digits, trained / "supernet", folder, settings, CPU, WHOLE)
+    settings = replace(settings, samples=MINIMUM_CALIBRATIONS)
+    calibrate_subnets(digits, trained / "supernet", folder, settings, CPU, WHOLE)
+    return folder
+
+
+def test_statistics_are_those_of_calibration(digits: ImageData, trained: Path, calibrated: Path) -> None:
+    supernet = load_trained(trained / "supernet")
+    configuration = supernet.space.uniform(FORMS[5], 4)
+    supernet.activate(configuration)
+    batches = calibration_batches(digits, images=64, seed=9, index=0, device=CPU)
+    expected = calibrate_batch_norm(supernet, batches)
+    predicted = load_statistics(calibrated).predict(configuration, supernet.space)
+    errors = [
+        np.abs(predicted[name][0] - mean) / np.sqrt(variance) for name, (mean, variance) in expected.items()
+    ]
+    assert np.concatenate(errors).mean() < 0.15
+
+
+def test_samples_go_on_and_in_shards_to_the_same(
+    digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    settings = SamplingSettings(samples=6, images=64, compile=False)
+
+    def sample(folder: str, shard: Shard = WHOLE, **changes: int) -> Samples:
+        changed = replace(settings, **changes)
+        return sample_subnets(
+            digits, trained / "supernet", calibrated, tmp_path / folder, changed, CPU, shard
+        )
+
+    whole = sample("a")
+    sample("b", samples=3)
+    sample("b", Shard(1, 2))
+    parts = sample("b")
+    for field in fields(whole):
+        np.testing.assert_array_equal(getattr(whole, field.name), getattr(parts, field.name))
+    assert len(whole) == 6
+    supernet = load_trained(trained / "supernet")
+    configuration = whole.configuration(2)
+    statistics = load_statistics(calibrated).predict(configuration, supernet.space)
+    supernet.activate(configuration)
+    supernet.set_statistics(statistics)
+    images = normalise(digits.held_out.images, digits.mean, digits.std)
+    assert abs(top1(supernet, images, digits.held_out.labels) - whole.accuracy[2]) < 0.03
     with pytest.raises(TrainingError, match="held out"):
-        sample_subnets(digits, trained / "supernet", tmp_path / "c", replace(settings, images=65), CPU)
+        sample("c", images=65)
+    with pytest.raises(TrainingError, match="run the fit stage first"):
+        sample("c", searched=2)
+
+
+def test_searched_samples_are_added(
+    digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    settings = SamplingSettings(samples=2, searched=3, images=64, compile=False)
+    space = load_trained(trained / "supernet").space
+    uniform = [space.uniform(form, bits) for form in FORMS for bits in BIT_WIDTHS]
+    accuracy = np.array([0.9 - 0.2 ** c.weight_bits[0] - 0.2 ** c.activation_bits[0] for c in uniform])
+    predictor = fit_ensemble(
+        space.encode(uniform),
+        accuracy,
+        EnsembleSettings(members=1, hidden=4, steps=(5, 5)),
+        torch.Generator().manual_seed(0),
+    )
+    found = sample_subnets(
+        digits, trained / "supernet", calibrated, tmp_path, settings, CPU, WHOLE, predictor=predictor
+    )
+    assert (found.draw != SPREAD).tolist() == [False] * 2 + [True] * 3
+    assert (found.weight_bits[2:].mean(axis=1) < 7).all()
 
 
 def test_ranges_are_measured_once(digits: ImageData, trained: Path, tmp_path: Path) -> None:

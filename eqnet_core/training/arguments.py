@@ -1,0 +1,151 @@
+"""What the training commands accept on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.models import ARCHITECTURES
+from eqnet_core.training.ablations import VARIANTS
+from eqnet_core.training.batches import ImageSizes
+from eqnet_core.training.calibrating import CalibrationSettings
+from eqnet_core.training.collecting import Shard
+from eqnet_core.training.pretrain import PretrainSettings
+from eqnet_core.training.ranges import RangeSettings
+from eqnet_core.training.sampling import SamplingSettings
+from eqnet_core.training.trainer import SupernetSettings
+
+DESCRIPTION = """The training commands, one per stage: `python -m eqnet_core.training STAGE --data … --run …`.
+
+Every stage writes into its own folder below `--run` and goes on where it stopped when it is called again."""
+
+
+def image_sizes(text: str) -> ImageSizes:
+    """Parse `16x10,24x6`: 10 epochs at 16 pixels, then 6 at 24, the rest at full size."""
+    try:
+        stages = tuple(
+            (int(side), int(epochs)) for side, epochs in (part.split("x") for part in text.split(",") if part)
+        )
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write SIDExEPOCHS,… such as 16x10,24x6") from error
+    return ImageSizes(stages=stages)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m eqnet_core.training", description=DESCRIPTION)
+    stages = parser.add_subparsers(dest="stage", required=True)
+
+    def stage(name: str, text: str, *, data: bool = True) -> argparse.ArgumentParser:
+        command = stages.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.add_argument("--run", type=Path, required=True, help="folder of this training run")
+        if data:
+            command.add_argument(
+                "--data", type=Path, required=True, help=".npz, torchvision CIFAR-10 or ImageFolder"
+            )
+            command.add_argument("--architecture", default="resnet20", choices=sorted(ARCHITECTURES))
+            command.add_argument(
+                "--held-out", type=int, default=5000, help="training images kept for choices and samples"
+            )
+            command.add_argument(
+                "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
+            )
+        command.add_argument("--seed", type=int, default=0)
+        return command
+
+    for name, text, settings in (
+        ("pretrain", "train the float network", PretrainSettings()),
+        ("supernet", "train the supernet from the float network", SupernetSettings()),
+    ):
+        command = stage(name, text)
+        command.add_argument("--epochs", type=int, default=settings.epochs)
+        command.add_argument("--batch-size", type=int, default=settings.batch_size)
+        command.add_argument("--learning-rate", type=float, default=settings.learning_rate)
+        command.add_argument(
+            "--sizes", type=image_sizes, default=ImageSizes(), help="smaller images first, e.g. 16x10,24x6"
+        )
+        command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+        if name == "supernet":
+            command.add_argument(
+                "--float-teacher", action="store_true", help="the float network guides the highest subnet"
+            )
+            command.add_argument(
+                "--averaging",
+                type=float,
+                default=0.0,
+                help="decay of the moving average, 0 for none",
+            )
+    command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
+    command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")
+    command = stage("ablations", "what each part of supernet training is worth: table and plot")
+    command.add_argument("--epochs", type=int, default=4, help="of every variant")
+    command.add_argument("--sizes", type=image_sizes, default=ImageSizes(), help="as for supernet")
+    command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    command.add_argument("--images", type=int, help="held-out images to measure with (default: all)")
+    command.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of ablations.md and ablations.png")
+    command = stage("plots", "draw training and weight distributions of a run", data=False)
+    command.add_argument("--out", type=Path, required=True, help="folder of training.png and weights.png")
+    command.add_argument("--layers", nargs="+", help="whose weights (default: three searchable ones)")
+    command = stage("statistics", "calibrate random subnets and learn to predict BatchNorm statistics")
+    command.add_argument("--samples", type=int, default=CalibrationSettings().samples, help="subnets")
+    command.add_argument(
+        "--images", type=int, default=CalibrationSettings().images, help="augmented training images for each"
+    )
+    _add_sharing(command)
+    command = stage("sample", "measure subnets as delivered, for the accuracy predictor")
+    command.add_argument("--samples", type=int, default=SamplingSettings().samples, help="random subnets")
+    command.add_argument(
+        "--searched",
+        type=int,
+        default=SamplingSettings().searched,
+        help="subnets besides that the accuracy predictor of the last fit finds best",
+    )
+    command.add_argument(
+        "--images", type=int, default=SamplingSettings().images, help="held-out images that measure a subnet"
+    )
+    _add_sharing(command)
+    stage("accuracies", "measure the float network and the uniform subnets on the test images")
+    stage("fit", "fit the accuracy predictor to the samples", data=False)
+    command = stage("ranges", "measure what model.integer.onnx adds: ranges of sums and pooled tensors")
+    command.add_argument("--subnets", type=int, default=RangeSettings().subnets)
+    command.add_argument("--images", type=int, default=RangeSettings().images)
+    command.add_argument("--bundle", type=Path, help="also add them to this bundle of the same supernet")
+    command = stage("bundle", "write the bundle that serving needs", data=False)
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of the bundle; its name is the bundle's"
+    )
+    command.add_argument("--data-description", required=True, help="one line for the card: which images")
+    command.add_argument("--overwrite", action="store_true", help="replace another bundle in the same folder")
+    command.add_argument("--page", type=Path, help="also write the card as a Markdown page")
+    command.add_argument(
+        "--calibration-images",
+        type=int,
+        default=0,
+        help="augmented training images to put into the bundle, to calibrate each subnet with them",
+    )
+    command.add_argument("--data", type=Path, help="where those images are")
+    command.add_argument("--held-out", type=int, default=5000, help="as in the other stages")
+    return parser
+
+
+def _add_sharing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shard", type=_shard, help="RANK/COUNT: one of several processes (default: as torchrun says)"
+    )
+    command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+
+
+def _shard(text: str) -> Shard:
+    try:
+        rank, count = (int(part) for part in text.split("/"))
+        return Shard(rank, count)
+    except (ValueError, TrainingError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write RANK/COUNT, such as 0/2") from error

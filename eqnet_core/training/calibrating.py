@@ -1,0 +1,122 @@
+"""Stage 3: random subnets' BatchNorm statistics, and the model that predicts them without images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.statistics import StatisticsPredictor
+from eqnet_core.supernet import Supernet
+from eqnet_core.training.batches import calibration_batches, seeded
+from eqnet_core.training.collecting import Shard, Wanted, collect
+from eqnet_core.training.data import ImageData
+from eqnet_core.training.moments import measure_moments, quantized_weights
+from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
+from eqnet_core.training.samples import SPREAD, Calibrations
+from eqnet_core.training.statistics_fitting import OutputTables, fit_statistics
+from eqnet_core.training.subnets import sample_configuration
+from eqnet_core.training.trained import load_trained
+
+TENSORS = "statistics.npz"
+QUALITY = "quality.json"
+
+_MOMENT_SUBNETS = 16
+"""Subnets whose input moments are averaged, at most; one for every 25 that are calibrated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """How many subnets are calibrated, and with how many augmented training images each."""
+
+    samples: int = 500
+    images: int = 640
+    seed: int = 0
+    compile: bool = True
+
+
+def calibrate_subnets(
+    data: ImageData,
+    supernet_folder: Path,
+    folder: Path,
+    settings: CalibrationSettings,
+    device: torch.device,
+    shard: Shard,
+) -> Path:
+    """Calibrate until `settings.samples` are there, then fit; returns the predictor's file.
+
+    Every sample depends on the seed and its number alone. Each has a draw of images of its own, so that a
+    model fitted to all of them does not learn one draw's error.
+
+    Raises:
+        TrainingError: no trained supernet, too few samples to fit, or other settings before.
+    """
+    run = Run(folder, settings, growing=("samples", "compile"))
+    supernet = load_trained(supernet_folder).to(device)
+    forward = torch.compile(supernet, dynamic=False) if settings.compile else supernet
+    wanted = [
+        Wanted(
+            draw=SPREAD,
+            index=index,
+            configuration=sample_configuration(
+                supernet.space, index, seeded(settings.seed, "configurations", index)
+            ),
+        )
+        for index in range(settings.samples)
+    ]
+
+    def draw(index: int, images: int) -> list[Tensor]:
+        return calibration_batches(data, images=images, seed=settings.seed, index=index, device=device)
+
+    def measure(one: Wanted) -> dict[str, Any]:
+        supernet.activate(one.configuration)
+        statistics = calibrate_batch_norm(supernet, draw(one.index, settings.images), forward=forward)
+        return {
+            "means": np.concatenate([mean for mean, _ in statistics.values()]),
+            "variances": np.concatenate([variance for _, variance in statistics.values()]),
+        }
+
+    batch_norms = tuple((name, module.num_features) for name, module in supernet.batch_norms().items())
+    samples = collect(
+        run,
+        Calibrations,
+        wanted,
+        measure,
+        shared={"space": supernet.space, "batch_norms": batch_norms},
+        images=settings.images,
+        shard=shard,
+    )
+    if len(samples) < len(wanted):
+        print(f"{len(samples)} of {len(wanted)} are there: the last shard fits the predictor")
+        return folder / TENSORS
+    chosen = wanted[:: max(25, len(wanted) // _MOMENT_SUBNETS)]
+    outputs = output_tables(
+        supernet,
+        [one.configuration for one in chosen],
+        [draw(settings.samples + one.index, 128)[0] for one in chosen],
+    )
+    predictor, quality = fit_statistics(samples, supernet.space, outputs=outputs, report=print)
+    save_tensors(folder / TENSORS, predictor.to_tensors())
+    write_atomically(folder / QUALITY, json.dumps(quality, indent=2).encode())
+    return folder / TENSORS
+
+
+def output_tables(supernet: Supernet, configurations: list[Any], batches: list[Tensor]) -> OutputTables:
+    """Mean and variance that the weights alone give each layer's output, by `configurations`' inputs."""
+    moments = measure_moments(supernet, configurations, batches)
+    return {name: moments[name].table(table) for name, table in quantized_weights(supernet).items()}
+
+
+def load_statistics(folder: Path) -> StatisticsPredictor:
+    """The predictor that `calibrate_subnets` fitted into `folder`.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    return StatisticsPredictor.from_tensors(load_tensors(folder / TENSORS, stage="statistics"))

@@ -1,0 +1,95 @@
+"""The report on CQAP: measured against predicted accuracy (EQ-Net, Fig. 4), and the figures in a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.space import FORMS, Granularity
+from eqnet_core.training.plots import draw_figure, write_figure
+from eqnet_core.training.run import load_tensors, write_atomically
+
+LEFT_OUT = "left_out.npz"
+
+_COLUMNS = {
+    "pearson": "Pearson",
+    "kendall": "Kendall",
+    "noise_ceiling": "Kendall of the halves",
+    "mean_absolute_error": "mean abs. error",
+    "mean_absolute_error_from_3_bits": "from 3 bits",
+    "mean_error": "mean error",
+    "interval_coverage": "coverage",
+}
+_PERCENT = ("mean_absolute_error", "mean_absolute_error_from_3_bits", "mean_error", "interval_coverage")
+
+
+def write_report(prediction: Path, out: Path) -> Path:
+    """Write `prediction.md` and `prediction.png` into `out` from a run's `prediction` folder.
+
+    Raises:
+        TrainingError: the fit stage has not run.
+    """
+    left_out = load_tensors(prediction / LEFT_OUT, stage="fit")
+    try:
+        quality = json.loads((prediction / "quality.json").read_text())
+    except FileNotFoundError as error:
+        raise TrainingError(f"{error.filename} is missing: run the fit stage first") from error
+    _plot(left_out, out / "prediction.png")
+    page = out / "prediction.md"
+    write_atomically(page, _page(quality).encode())
+    return page
+
+
+def _page(quality: dict[str, Any]) -> str:
+    rows = [("all forms", quality, quality["held_out"])]
+    rows += [(name, row, None) for name, row in quality["forms"].items()]
+    if "searched" in quality:
+        rows.append(("found by searches", quality["searched"], quality["searched"]["held_out"]))
+    lines = [
+        "# How good the accuracy predictor is",
+        "",
+        f"Written by the `report` stage of training. {quality['samples']} subnets as delivered, with "
+        f"predicted BatchNorm statistics, each measured on a panel of {quality['images']} held-out images "
+        "and predicted by a fit to others only. Measurements are noisy too: Kendall of the halves is that "
+        "between the same subnets' accuracies on two halves of the panel. Errors in points, coverage of "
+        "the 90 % interval in %.",
+        "",
+        "| subnets | " + " | ".join(_COLUMNS.values()) + " |",
+        "|---|" + "---|" * len(_COLUMNS),
+    ]
+    for name, row, count in rows:
+        cells = [f"{100 * row[key]:.2f}" if key in _PERCENT else f"{row[key]:.3f}" for key in _COLUMNS]
+        label = name if count is None else f"{name} ({count})"
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "![measured against predicted accuracy](prediction.png)", ""])
+
+
+def _plot(left_out: dict[str, Any], target: Path) -> None:
+    figure, panels = draw_figure(3)
+    predicted, measured = 100 * left_out["predicted"], 100 * left_out["measured"]
+    searched, form = left_out["searched"], left_out["form"]
+    per_tensor = np.array([f.weight_granularity is Granularity.PER_TENSOR for f in FORMS])[form]
+    ends = [min(predicted.min(), measured.min()) - 0.3, max(predicted.max(), measured.max()) + 0.3]
+    for axes, title, rows in (
+        (panels[0], "per tensor", ~searched & per_tensor),
+        (panels[1], "per channel", ~searched & ~per_tensor),
+        (panels[2], "found by searches", searched),
+    ):
+        for index in np.unique(form[rows]):
+            here = rows & (form == index)
+            axes.scatter(measured[here], predicted[here], s=7, label=FORMS[index].name.split("-", 1)[1])
+        axes.plot(ends, ends, linewidth=0.8, color="black")
+        axes.set(
+            title=f"{title}: {int(rows.sum())}",
+            xlabel="measured, %",
+            ylabel="predicted by a fit to others, %",
+            xlim=ends,
+            ylim=ends,
+        )
+        if rows.any():
+            axes.legend(fontsize=7, loc="upper left", title="weights-activations", title_fontsize=7)
+    write_figure(figure, target)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.panel import Panel, choose_panel
+
+
+def make_margins(subnets: int, images: int, seed: int) -> NDArray[np.float32]:
+    """Margins as real subnets have them: most images are easy for all, and subnets differ in quality."""
+    generator = np.random.default_rng(seed)
+    ease = np.random.default_rng(0).normal(6.0, 5.0, images)
+    quality = generator.normal(0.0, 0.5, (subnets, 1))
+    return (ease + quality + generator.normal(0.0, 1.0, (subnets, images))).astype(np.float32)
+
+
+PILOT, FRESH = make_margins(20, 4000, 1), make_margins(60, 4000, 2)
+
+
+def errors(panel: Panel) -> NDArray[np.float64]:
+    measured = np.array([panel.accuracies(row[panel.images])[0].mean() for row in FRESH])
+    return measured - (FRESH > 0).mean(axis=1)
+
+
+def test_a_panel_tells_subnets_apart_better_than_as_many_random_images() -> None:
+    panel = choose_panel(PILOT, 800, np.random.default_rng(0))
+    assert abs(len(panel.images) - 800) <= 12
+    assert len(np.unique(panel.images)) == len(panel.images)
+    np.testing.assert_allclose(panel.weights.sum(axis=1), 1.0)
+    assert not (panel.weights > 0).all(axis=0).any(), "the halves share no image"
+    random = np.random.default_rng(1).permutation(4000)[: len(panel.images)]
+    simple = (FRESH[:, random] > 0).mean(axis=1) - (FRESH > 0).mean(axis=1)
+    assert errors(panel).std() < 0.7 * simple.std()
+    # what all subnets have in common is known from the pilot
+    assert abs(errors(panel).mean()) < 0.3 * simple.std()
+
+
+def test_all_images_give_the_accuracy_itself() -> None:
+    panel = choose_panel(PILOT, 4000, np.random.default_rng(0))
+    assert np.abs(errors(panel)).max() < 1e-4
+    halves, smooth = panel.accuracies(FRESH[0][panel.images])
+    assert halves.shape == (2,)
+    assert abs(smooth - (FRESH[0] > 0).mean()) < 0.01
+
+
+def test_a_saved_panel_measures_the_same(tmp_path: Path) -> None:
+    panel = choose_panel(PILOT, 400, np.random.default_rng(0))
+    panel.save(tmp_path / "panel.npz")
+    again = Panel.load(tmp_path / "panel.npz")
+    for row in FRESH[:3]:
+        one, other = (p.accuracies(row[p.images]) for p in (panel, again))
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[1] == other[1]
+    (tmp_path / "panel.npz").write_text("none")
+    with pytest.raises(TrainingError, match="delete it"):
+        Panel.load(tmp_path / "panel.npz")
+
+
+@pytest.mark.parametrize("count", [4, 4001])
+def test_too_few_and_too_many_images_are_refused(count: int) -> None:
+    with pytest.raises(TrainingError, match="choose 8 to 4000"):
+        choose_panel(PILOT, count, np.random.default_rng(0))
