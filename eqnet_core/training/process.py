@@ -136,11 +136,11 @@ def fit_process(
     assert best is not None
     _, kernel, noise = best
     support = features.astype(np.float64)
-    weights = np.linalg.solve(kernel(support, support) + noise * np.eye(len(support)), targets - offset)
+    covariance = kernel(support, support) + noise * np.eye(len(support))
     return Process(
         kernel=kernel,
         support=support,
-        weights=weights,
+        weights=np.linalg.solve(covariance, targets - offset).astype(np.float64),
         offset=offset,
         noise=noise,
     )
