@@ -8,7 +8,6 @@ server that a killed process left behind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -104,7 +103,7 @@ class EmbeddedStore:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _START_SECONDS
         while loop.time() < deadline and self._process.returncode is None:
-            if await _answers(self.url):
+            if await _answers(self._socket):
                 return
             await asyncio.sleep(0.02)
         tail = log.read_text(errors="replace")[-1000:]
@@ -134,23 +133,25 @@ class EmbeddedStore:
         finally:
             await redis.aclose()
         for _ in range(100):
-            if not await _answers(self.url):
+            if not await _answers(self._socket):
                 break
             await asyncio.sleep(0.05)
         self._socket.unlink(missing_ok=True)
 
 
-async def _answers(url: str) -> bool:
-    redis = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1)
+async def _answers(socket: Path) -> bool:
+    """Whether a server there answers a PING, and is past loading its data."""
+    # By hand: a client that is cancelled while it connects, as the keeper can be, leaves its connection open.
     try:
-        await redis.ping()
-    except (RedisError, OSError):
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            try:
+                writer.write(b"PING\r\n")
+                return (await reader.readline()).startswith(b"+PONG")
+            finally:
+                writer.close()
+    except OSError:  # a TimeoutError is one too
         return False
-    else:
-        return True
-    finally:
-        with contextlib.suppress(RedisError, OSError):
-            await redis.aclose()
 
 
 def _socket_path(folder: Path) -> Path:
