@@ -25,7 +25,10 @@ from eqnet_core.subnet import QuantizedLayer, Quantizer
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSetting:
-    """How one layer is quantised: the form, its bit-widths and the code ranges that follow from them."""
+    """How one layer is quantised: the form, its bit-widths and the code ranges that follow from them.
+
+    `activation_range` may be that of fewer bits than `activation_bits`: see `layer_setting`.
+    """
 
     form: QuantizationForm
     weight_bits: int
@@ -49,9 +52,7 @@ def layer_setting(
     [0, 2^b - 1], of which a runtime without unsigned activations holds only 7 bits; others as weights.
     """
     low = -(2 ** (weight_bits - 1)) + narrow_range
-    if spec.nonnegative and signed:
-        activation_bits = min(activation_bits, 7)
-    half = 2 ** (activation_bits - 1)
+    half = 2 ** (min(activation_bits, 7 if spec.nonnegative and signed else 8) - 1)
     return LayerSetting(
         form=form,
         weight_bits=weight_bits,
@@ -92,7 +93,9 @@ class ElasticLayer(nn.Module):
         self.setting = setting
         form, bits = setting.form, len(BIT_WIDTHS)
         weight_bit = BIT_WIDTHS.index(setting.weight_bits)
-        activation_bit = BIT_WIDTHS.index(setting.activation_bits)
+        lowest, highest = setting.activation_range
+        # Learned for the codes that are really used, which may be those of one bit fewer.
+        activation_bit = BIT_WIDTHS.index((highest - lowest + 1).bit_length() - 1)
         weight_row = form.index % (len(FORMS) // 2) * bits + weight_bit
         self.rows.copy_(torch.tensor([weight_row, form.index * bits + activation_bit]))
         self.flags.copy_(

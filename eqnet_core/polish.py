@@ -67,24 +67,23 @@ class Polish:
         changes = np.broadcast_to(np.arange(len(self._codes)), (len(codes), len(self._codes)))
         singles = self._changed(codes, changes[:, :, None])
         judged = self._judge(singles.reshape(-1, *codes.shape[1:])).reshape(changes.shape)
-        gains = judged - scores[:, None]
-
         flat = codes.reshape(len(codes), -1)
+        gains = judged - scores[:, None]
+        # What a gene has already changes nothing: a pair with it is a single change once more.
+        gains[self._codes == flat[:, self._genes]] = -np.inf
         grown = np.zeros((2, *changes.shape), dtype=np.int64)  # by how much a change enlarges either side
         sizes = genome.size.take(self._codes) - genome.size.take(flat[:, self._genes])
         for side in range(2):
             grown[side] = sizes * (self._sides == side)
         slack = (self._limits.sizes[budgets] - genome.size.take(codes).sum(axis=2)).T[:, :, None]
         judged[~(grown <= slack).all(axis=0)] = -np.inf
-        top = np.argpartition(-gains, self._promising - 1, axis=1)[:, : self._promising]
-        top.sort(axis=1)  # a fixed order, so that ties are broken alike everywhere
+        top = _largest(gains, self._promising)
         one, other = self._pairs
         gains, grown, genes = gains[rows, top], grown[:, rows, top], self._genes[top]
         hopes = gains[:, one] + gains[:, other]
         hopes[genes[:, one] == genes[:, other]] = -np.inf
         hopes[~(grown[:, :, one] + grown[:, :, other] <= slack).all(axis=0)] = -np.inf
-        chosen = np.argpartition(-hopes, min(PAIRS, hopes.shape[1]) - 1, axis=1)[:, :PAIRS]
-        chosen.sort(axis=1)
+        chosen = _largest(hopes, min(PAIRS, hopes.shape[1]))
         pairs = self._changed(codes, np.stack([top[rows, one[chosen]], top[rows, other[chosen]]], axis=2))
         pair_scores = self._judge(pairs.reshape(-1, *codes.shape[1:])).reshape(chosen.shape)
         pair_scores[np.isneginf(hopes[rows, chosen])] = -np.inf
@@ -102,3 +101,15 @@ class Polish:
         changed = np.repeat(codes.reshape(count, 1, -1), sets, axis=1)
         np.put_along_axis(changed, self._genes[changes], self._codes[changes], axis=2)
         return changed.reshape(count, sets, *codes.shape[1:])
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Positions [A, count] of the largest of values [A, N] in ascending order; of equal ones the first.
+
+    `argpartition` alone takes other ones of the equal on other processors (AVX-512, AVX2, neither).
+    """
+    least = np.partition(values, -count, axis=1)[:, -count, None]
+    above, equal = values > least, values == least
+    room = count - above.sum(axis=1, keepdims=True)
+    taken = above | (equal & (equal.cumsum(axis=1) <= room))
+    return taken.nonzero()[1].reshape(len(values), count)

@@ -21,7 +21,7 @@ from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.repair import Limits
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 
-SEARCH_VERSION = 2
+SEARCH_VERSION = 3
 """Raise this when the same request comes to find another subnet: it is part of what identifies the answer."""
 
 BATCH = 8192
@@ -63,8 +63,7 @@ def check_feasible(
     Raises:
         InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept.
         InfeasibleBudgetError: no subnet meets the budget; `nearest` has the same bounds, each raised only as
-        far
-            as needed, and the same request with it is feasible.
+        far as needed, and the same request with it is feasible.
     """
     _check_space(space, costs)
     build_genome(costs=costs, profile=profile, budget=budget, pins=pins or {})

@@ -29,7 +29,7 @@ def encodings(subnet: Subnet) -> bytes:
 
 def _encoding(name: str, quantizer: Quantizer) -> dict[str, Any]:
     # Codes up to 2^bits - 1 are AIMET's unsigned codes already. Signed ones start at -2^(bits - 1), also
-    # where the lowest go unused: with narrow range, and for inputs that are never negative on a runtime
+    # where the lowest go unused: with narrow range, and in 8-bit inputs that are never negative on a runtime
     # without unsigned types.
     signed = quantizer.high < 1 << (quantizer.bits - 1)
     first = -(1 << (quantizer.bits - 1)) if signed else 0

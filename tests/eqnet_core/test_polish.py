@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from eqnet_core.cost import CostModel
 from eqnet_core.genome import Codes, Genome, build_genome
-from eqnet_core.polish import Polish
+from eqnet_core.polish import Polish, _largest
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin
 from eqnet_core.repair import Limits
 from eqnet_core.space import Granularity, SearchSpace, Symmetry
@@ -93,3 +93,24 @@ def test_what_is_best_stays_as_it_is(resnet20_space: SearchSpace) -> None:
     codes, scores = polish.improve(start, np.zeros(1), rounds=10)
     assert np.array_equal(codes, start)
     assert scores.tolist() == [0.0]
+
+
+def test_of_equal_hopes_the_first_are_taken_on_every_processor() -> None:
+    values = np.round(np.random.default_rng(0).normal(size=(3, 18_336)) * 2)
+    values[2, 5:] = -np.inf
+    taken = _largest(values, 64)
+    assert np.array_equal(taken, np.sort(np.argsort(-values, axis=1, kind="stable")[:, :64], axis=1))
+
+
+def test_pairs_are_of_changes_that_change_something(resnet20_space: SearchSpace) -> None:
+    genome = genome_of(resnet20_space, Budget(weight_bits=4.0, activation_bits=4.0))
+    judged: list[Codes] = []
+
+    def judge(codes: Codes) -> NDArray[np.float64]:
+        judged.append(codes)
+        return -np.ones(len(codes))
+
+    Polish(genome, Limits.of(genome), judge).improve(genome.lowest[None], np.zeros(1), rounds=1)
+    singles, pairs = judged
+    assert ((singles != genome.lowest).sum(axis=(1, 2)) <= 1).all()
+    assert ((pairs != genome.lowest).sum(axis=(1, 2)) == 2).all()

@@ -1,10 +1,14 @@
 """Conversion, activation and extraction of subnets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.devices import load_catalogue
+from eqnet_core.devices.rules import held_in
 from eqnet_core.errors import BundleError, InvalidConfigurationError
 from eqnet_core.models import build_model
 from eqnet_core.space import BIT_WIDTHS, FORMS, Granularity, SubnetConfiguration, Symmetry
@@ -78,7 +82,10 @@ def test_signed_runtimes_leave_seven_bits_to_nonnegative_inputs(supernet: Supern
     subnet = supernet.extract(supernet.space.uniform(FORMS[4], 8, signed=True), supernet.statistics())
     first, second = subnet.layers[:2]
     assert (first.activation.low, first.activation.high) == (-128, 127)
-    assert (second.activation.bits, second.activation.low, second.activation.high) == (7, 0, 127)
+    assert (second.activation.bits, second.activation.low, second.activation.high) == (8, 0, 127)
+    tensorrt = load_catalogue()["tensorrt"]
+    eight = replace(tensorrt, activation=replace(tensorrt.activation, containers={8: "int8"}))
+    assert {held["activation"] for held in held_in(eight, subnet)} == {"native"}
 
 
 def test_configuration_of_another_depth_is_refused(supernet: Supernet) -> None:
