@@ -1,8 +1,9 @@
 """What training hands to serving: one folder with a trained supernet and its predictors. NumPy only.
 
     bundle.json               schema, name, architecture, classes, input, layers, accuracies, card, digests
-    of the rest supernet.safetensors      weights, BatchNorm parameters, step sizes and zero-points
-    predictor.safetensors     `AccuracyPredictor` statistics.safetensors    `StatisticsPredictor`
+    supernet.safetensors      weights, BatchNorm parameters, step sizes and zero-points
+    predictor.safetensors     `AccuracyPredictor`
+    statistics.safetensors    `StatisticsPredictor`
     ranges.safetensors        `TensorRanges`, which only the `integer` flavour needs: older bundles have none
     calibration.safetensors   images to calibrate each subnet with, in bundles that may carry images
 
@@ -85,13 +86,12 @@ class Bundle:
                 float_accuracy=float(document["float_accuracy"]),
                 document=document,
             )
-            names = list(document["files"])
+            bundle._check()
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{folder.name}/{_DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
             ) from error
-        bundle._check()
-        for name in names:
+        for name in document["files"]:
             bundle.read(name)
         return bundle
 
@@ -180,7 +180,11 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: {name} is not a safetensors file: {error}") from error
 
     def _check(self) -> None:
-        shape, layers = self.input.shape, self.space.layers
+        shape, layers, files = self.input.shape, self.space.layers, self.document["files"]
+        if not isinstance(files, dict) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
+        ):
+            raise TypeError("files must be digests by name")
         problems = {
             f"its name {self.name!r} is not of a-z, 0-9, '.', '_' and '-'": not _NAME.fullmatch(self.name),
             "it has fewer than two classes": len(self.classes) < 2,
@@ -193,7 +197,7 @@ class Bundle:
             "a layer has no weights or inputs": any(min(la.weights, la.inputs, la.macs) < 1 for la in layers),
             "its float accuracy is no fraction": not 0.0 <= self.float_accuracy <= 1.0,
             f"it lacks {SUPERNET}, {PREDICTOR} or {STATISTICS}": not {SUPERNET, PREDICTOR, STATISTICS}
-            <= set(self.document["files"]),
+            <= set(files),
         }
         wrong = [text for text, found in problems.items() if found]
         if wrong:
@@ -329,7 +333,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
         raise BundleError(f"cannot read {folder.name}/{_DOCUMENT}: {error}") from error
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{folder.name}/{_DOCUMENT} is not JSON ({error}): it is damaged") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int):

@@ -2,8 +2,9 @@
 
 The network is an ensemble of MLPs with two hidden layers and one additive path, over `SearchSpace.encode`:
 
-    logit = centre + spread * (x @ additive + mean over members of relu(relu(x @ W1 + b1) @ W2 + b2) @ W3 +
-    b3) accuracy = 1 / (1 + exp(-logit))
+    correction = mean over members of relu(relu(x @ W1 + b1) @ W2 + b2) @ W3 + b3
+    logit = centre + spread * (x @ additive + correction)
+    accuracy = 1 / (1 + exp(-logit))
 
 Its weights are fixed-point numbers, so small that every matrix product is exact whatever order a BLAS adds
 in: two machines rank the same configurations the same way, and a search is reproducible beyond the machine

@@ -163,7 +163,7 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str,
         length = int.from_bytes(content[:8], "little")
         text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("eqnet", "null")
         header = json.loads(text)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{name} is not a safetensors file, or is damaged: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ArtifactError(f"{name} is not a subnet of this version of EQ-Net Serve ({FORMAT})")

@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(options)
     except EqnetError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
 

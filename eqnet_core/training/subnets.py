@@ -62,7 +62,8 @@ def sample_configuration(
 ) -> SubnetConfiguration:
     """The `index`-th configuration to measure: forms in turn, the uniform nets first, then spread averages.
 
-    The first 8 x 7 are every form at every uniform bit-width; one in five of the others has narrow range.
+    The first 8 x 7 are every form at every uniform bit-width; one in five of the others with
+    symmetric weights has narrow range.
     """
     form = FORMS[index % len(FORMS)]
     if index < len(FORMS) * len(BIT_WIDTHS):

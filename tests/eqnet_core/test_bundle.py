@@ -225,7 +225,12 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
         (lambda d: d["input"].update(shape=[3, 4]), "not a bundle's"),
         (lambda d: d["files"].pop("predictor.safetensors"), "lacks"),
         (lambda d: d["files"].update({"../secret": {"sha256": "", "bytes": 0}}), "lists no file"),
-        (lambda d: d.update(files=[]), "not a bundle's|lacks"),
+        (lambda d: d.update(files=[]), "not a bundle's"),
+        (lambda d: d.update(files=list(d["files"])), "not a bundle's.*digests by name"),
+        (lambda d: d["files"].update({"predictor.safetensors": "sha"}), "digests by name"),
+        (lambda d: d["files"]["predictor.safetensors"].pop("sha256"), "digests by name"),
+        (lambda d: d["layers"][1].update(weights="many"), "not a bundle's"),
+        (lambda d: d.update(layers={"conv1": {}}), "not a bundle's"),
     ],
 )
 def test_a_document_that_makes_no_sense_says_why(tmp_path: Path, change: Any, complaint: str) -> None:
@@ -245,6 +250,9 @@ def test_where_no_bundle_is_says_so(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle in"):
         Bundle.open(tmp_path / "nowhere")
     (tmp_path / "bundle.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BundleError, match="not JSON"):
+        Bundle.open(tmp_path)
+    (tmp_path / "bundle.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(BundleError, match="not JSON"):
         Bundle.open(tmp_path)
     (tmp_path / "bundle.json").write_text("[]", encoding="utf-8")

@@ -141,7 +141,8 @@ def test_a_pickle_is_refused_and_not_run(path: Path, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "ran",)
 
-    for content in (pickle.dumps(Bomb()), b""):
+    nested = save({"weight": np.zeros(3, np.float32)}, {"eqnet": "[" * 100_000})
+    for content in (pickle.dumps(Bomb()), b"", nested):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match="not a safetensors file"):
             load_subnet(path)
