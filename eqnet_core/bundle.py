@@ -87,7 +87,7 @@ class Bundle:
                 document=document,
             )
             bundle._check()
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{folder.name}/{_DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
             ) from error
@@ -180,18 +180,16 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: {name} is not a safetensors file: {error}") from error
 
     def _check(self) -> None:
-        shape, layers, files = self.input.shape, self.space.layers, self.document["files"]
-        if not isinstance(files, dict) or not all(
-            isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
-        ):
-            raise TypeError("files must be digests by name")
+        layers, files = self.space.layers, self.document["files"]
+        shape, mean, std = self.input.shape, self.input.mean, self.input.std
+        if not all(isinstance(entry["sha256"], str) for entry in files.values()):
+            raise TypeError("a file's sha256 must be a text")
         problems = {
             f"its name {self.name!r} is not of a-z, 0-9, '.', '_' and '-'": not _NAME.fullmatch(self.name),
             "it has fewer than two classes": len(self.classes) < 2,
-            "its input is not an image": len(shape) != 3 or min(shape) < 1,
-            "its normalisation does not fit the channels": len(self.input.mean) != shape[0]
-            or len(self.input.std) != shape[0]
-            or min(self.input.std, default=0.0) <= 0.0,
+            "its input is not an image": min(shape) < 1,
+            "its normalisation does not fit the channels": {len(mean), len(std)} != {shape[0]}
+            or min(std) <= 0,
             "it has no searchable layer": not self.space.searchable,
             "two of its layers have one name": len({layer.name for layer in layers}) != len(layers),
             "a layer has no weights or inputs": any(min(la.weights, la.inputs, la.macs) < 1 for la in layers),
@@ -343,8 +341,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"bundle {folder.name} has schema {schema}, this version reads schema {SCHEMA}: {advice}"
         )
-    result: dict[str, Any] = document
-    return result
+    return dict(document)
 
 
 def _input(document: Mapping[str, Any]) -> InputSpec:

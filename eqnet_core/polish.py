@@ -112,4 +112,5 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     above, equal = values > least, values == least
     room = count - above.sum(axis=1, keepdims=True)
     taken = above | (equal & (equal.cumsum(axis=1) <= room))
-    return taken.nonzero()[1].reshape(len(values), count)
+    positions: NDArray[np.int64] = taken.nonzero()[1].reshape(len(values), count)
+    return positions
