@@ -17,6 +17,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 subnet_id: ContextVar[str | None] = ContextVar("subnet_id", default=None)
 
 _CONTEXT = {"request": request_id, "subnet": subnet_id}
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
+    10: "\\n",
+    13: "\\r",
+}
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -49,10 +53,10 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        # One line, whatever came with a request: nobody forges entries with line ends.
-        text = super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        text = super().formatMessage(record)
         members = " ".join(f"{name}={value}" for name, value in _members(record).items())
-        return f"{text} [{members}]" if members else text
+        # One line, whatever came with a request: nobody forges entries with line ends, or moves the cursor.
+        return (f"{text} [{members}]" if members else text).translate(_CONTROL)
 
 
 class _JsonFormatter(logging.Formatter):

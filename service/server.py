@@ -9,6 +9,8 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.connection import BoundedConnection
+
 _ANSWERED_BEFORE = 2.0
 """Seconds before the end at which those who wait for builds are answered; half of a short grace."""
 
@@ -41,6 +43,7 @@ def run_server(
         access_log=False,  # `service.observed` logs requests, with what belongs to them
         timeout_graceful_shutdown=max(1, round(grace)),
         server_header=False,
+        http=BoundedConnection,
         ws="none",
     )
     _Server(config, grace=grace, leave=leave).run()

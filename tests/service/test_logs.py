@@ -59,3 +59,11 @@ def test_the_level_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("eqnet.test").warning("quiet")
     logging.getLogger("somebody.else").info("quiet")
     assert capsys.readouterr().err == ""
+
+
+def test_what_came_with_a_request_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(form="text", level="info")
+    logging.getLogger("eqnet.test").info("said\n1", extra={"path": "/a\n2026 INFO forged\x1b[2J\u2028"})
+    told = capsys.readouterr().err
+    assert told.endswith("said\\n1 [path=/a\\n2026 INFO forged\\x1b[2J\\x2028]\n")
+    assert len(told.splitlines()) == 1
