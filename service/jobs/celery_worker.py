@@ -101,19 +101,20 @@ class BuildSite:
         return None if self._pool.pids else "no builder runs"
 
     def exposition(self) -> bytes:
-        return self._metrics.exposition(queued=self._pool.queued, restarts=self._pool.restarts)
+        return self._metrics.exposition(
+            queued=self._pool.queued, restarts=self._pool.restarts, builders=len(self._pool.pids)
+        )
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _build(self, subnet: str, last: bool) -> None:
         found = await self._store.find(subnet)
-        if found is None or found.status == "ready":  # cancelled, or built by another
+        if found is None or found.final:  # cancelled, or a message that was delivered twice
             return
         if found.order["supernet"]["digest"] not in self._digests and not last:
             raise UnknownBundleError(found.order["supernet"]["name"])
-        queued = {key: value for key, value in found.record.items() if key != "problem"}
-        claim = await self._store.claim(replace(found, record={**queued, "status": "queued"}))
+        claim = await self._store.claim(replace(found, record={**found.record, "status": "queued"}))
         if not isinstance(claim, Claim):
             return
         self._pool.reserve()

@@ -38,6 +38,11 @@ redis.call('HSET', KEYS[5], ARGV[3], now)
 return {'queued'}
 """
 
+_UNSENT = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], 0) end
+return 1
+"""
+
 
 class WaitingBuilds:
     """At most `limit` of them. Every method raises StoreUnavailableError where Redis does not answer."""
@@ -46,6 +51,7 @@ class WaitingBuilds:
         self._redis = redis
         self._limit = limit
         self._enqueue = redis.register_script(_ENQUEUE)
+        self._unsent = redis.register_script(_UNSENT)
 
     async def enqueue(self, stored: StoredRecord, *, resend: float) -> Enqueued | StoredRecord:
         """Promise the build, and say what to do: send a message (`queued`; `again` where the last one is
@@ -62,8 +68,7 @@ class WaitingBuilds:
     async def unsent(self, subnet: str) -> None:
         """The message could not be sent: whoever looks next is to send it."""
         async with reachable():
-            if await self._redis.hexists(WAITING, subnet):
-                await self._redis.hset(WAITING, subnet, "0")
+            await self._unsent(keys=[WAITING], args=[subnet])
 
     async def count(self) -> int:
         async with reachable():

@@ -22,6 +22,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from service.subnets.order import is_subnet_id
+
 RECORD = "record.json"
 _PROBE = ".writable"
 
@@ -129,7 +131,7 @@ class ArtifactStore:
                 continue
 
     def subnets(self) -> Iterator[str]:
-        """Ids of everything stored, finished or not."""
+        """Ids of everything stored, finished or not; other people's files beside it are left alone."""
         try:
             with _storage_errors():
                 entries = self._fs.ls(self._root, detail=False)
@@ -137,7 +139,7 @@ class ArtifactStore:
             return
         for entry in entries:
             name = str(entry).rstrip("/").rsplit("/", 1)[-1]
-            if not name.startswith("."):
+            if is_subnet_id(name):
                 yield name
 
     def _path(self, subnet: str, name: str) -> str:

@@ -38,17 +38,16 @@ class Caretaker:
     async def run(self) -> None:
         """For ever, round by round; no fault ends it."""
         while True:
-            try:
-                await self._look()
-            except (StoreUnavailableError, OSError) as error:
-                logger.warning("%s", error)
-            except Exception:
-                logger.exception("abandoned builds cannot be looked after")
+            for task in (self._restore, self._look):  # an artifact store that is away keeps no build waiting
+                try:
+                    await task()
+                except (StoreUnavailableError, OSError) as error:
+                    logger.warning("%s", error)
+                except Exception:
+                    logger.exception("what a fault left cannot be looked after")
             await asyncio.sleep(min(_ROUND, self._lease / 2))
 
     async def _look(self) -> None:
-        if not await self._store.restored():
-            await self._restore()
         promised = await self._store.promised()
         self._pulses = {subnet: self._pulses[subnet] for subnet in promised if subnet in self._pulses}
         without = {subnet for subnet in promised if not await self._alive(subnet)}
@@ -74,6 +73,8 @@ class Caretaker:
 
     async def _restore(self) -> None:
         """Fill a Redis that is new, or came back empty, from the artifact store."""
+        if await self._store.restored():
+            return
         for subnet in await asyncio.to_thread(lambda: list(self._artifacts.subnets())):
             document = await asyncio.to_thread(self._artifacts.record, subnet)
             if document is not None:

@@ -72,8 +72,6 @@ class LeasedBuilds:
         except LeaseLostError as error:
             logger.info("build of %s stopped: %s", subnet, error)
             ending = "cancelled" if error.cancelled else "lost"
-            if error.cancelled:
-                await self._sweep(subnet)
         except asyncio.CancelledError:
             with suppress(StoreUnavailableError):
                 await self._store.release(claim)
@@ -82,6 +80,8 @@ class LeasedBuilds:
             for task in (run, heartbeat):
                 task.cancel()
             await asyncio.gather(run, heartbeat, return_exceptions=True)
+        if ending == "cancelled":  # only now: a builder that still runs may still store files
+            await self._sweep(subnet)
         self._metrics.builds.labels(ending).inc()
         return ending
 

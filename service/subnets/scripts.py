@@ -19,6 +19,26 @@ redis.call('SADD', KEYS[3], ARGV[5])
 return {'claimed', claim, attempt}
 """
 
+PUT = """
+if redis.call('EXISTS', KEYS[2]) == 1 or redis.call('GET', KEYS[5]) == 'dropped' then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[4], 0, ARGV[2])
+redis.call('SREM', KEYS[3], ARGV[3])
+redis.call('HDEL', KEYS[6], ARGV[3])
+return 1
+"""
+
+REOPEN = """
+local current = redis.call('GET', KEYS[1])
+if redis.call('EXISTS', KEYS[2]) == 1 or redis.call('GET', KEYS[5]) == 'dropped' then return 0 end
+if current and cjson.decode(current).record.status ~= 'ready' then return 0 end
+if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[4], 0, ARGV[2])
+redis.call('SADD', KEYS[3], ARGV[3])
+return 1
+"""
+
 OVERTAKEN = """
 if redis.call('EXISTS', KEYS[6]) == 1 then return 'cancelled' end
 local holder = redis.call('GET', KEYS[2])
@@ -66,4 +86,9 @@ redis.call('HDEL', KEYS[8], ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[5], KEYS[7])
 redis.call('SET', KEYS[6], 'dropped', 'EX', 86400)
 return current and 1 or 0
+"""
+
+UNDROP = """
+if redis.call('GET', KEYS[1]) == 'dropped' then redis.call('DEL', KEYS[1]) end
+return 1
 """

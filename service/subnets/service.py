@@ -14,7 +14,7 @@ from service.health.metrics import Metrics
 from service.jobs.queue import BuildQueue
 from service.subnets.artifacts import ArtifactStore, DamagedArtifactError, StoredFile
 from service.subnets.order import SubnetOrder
-from service.subnets.record import RETRY_AFTER, shown_record
+from service.subnets.record import RETRY_AFTER, new_record, shown_record
 from service.subnets.store import FINAL, StoredRecord, StoreUnavailableError, SubnetStore
 from service.subnets.watch import Watches
 
@@ -76,20 +76,26 @@ class SubnetService:
             return Answer(record=shown_record(claimed), hit=True)
         self._metrics.subnets.labels("built" if claimed else "shared").inc()
         if wait <= 0:
-            return Answer(record=await self.record(subnet), built=claimed)
+            return Answer(record=await self._unfinished(subnet), built=claimed)
         settling = asyncio.ensure_future(self._watches.settled(subnet))
         leaving = asyncio.ensure_future(self._leaving.wait())
         try:
             await asyncio.wait([settling, leaving], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             if not settling.done():
-                return Answer(record=await self.record(subnet), built=claimed)
+                return Answer(record=await self._unfinished(subnet), built=claimed)
             settled = settling.result()
         finally:
             settling.cancel()
             leaving.cancel()
         if settled is None:
-            raise ProblemError(409, "cancelled", f"the build of {subnet} was cancelled by DELETE: ask again")
+            raise _cancelled(subnet)
         return Answer(record=settled, built=claimed)
+
+    async def _unfinished(self, subnet: str) -> dict[str, Any]:
+        shown = await self._look(subnet)
+        if shown is None:
+            raise _cancelled(subnet)
+        return shown
 
     async def record(self, subnet: str) -> dict[str, Any]:
         """The record as the API shows it, with the progress of a build.
@@ -126,6 +132,8 @@ class SubnetService:
         try:
             await asyncio.to_thread(self._artifacts.drop, subnet)
         except OSError as error:
+            with suppress(StoreUnavailableError):
+                await self._store.undrop(subnet)  # it is still there, and is found there
             raise unavailable(f"the artifacts cannot be dropped: {error}", code="storage") from error
 
     async def artifact(self, subnet: str, name: str) -> tuple[StoredFile, bytes]:
@@ -195,14 +203,26 @@ class SubnetService:
         stored = StoredRecord.from_json(document)
         if outage is None:
             with suppress(StoreUnavailableError):
-                await self._store.put(stored)
+                if not await self._store.put(stored):  # dropped, or being built again, since it was read
+                    return await self._store.find(subnet)
         return stored
 
     async def _mend(self, found: StoredRecord) -> None:
-        """Drop a damaged subnet and build it again."""
-        with suppress(StoreUnavailableError):
-            await self._store.drop(found.id)
+        """Have a damaged subnet built again. The promise comes first: whatever happens then, the caretaker
+        keeps it.
+        """
+        order = SubnetOrder.from_json(found.order)
+        try:
+            reopened = await self._store.reopen(new_record(order))
+        except StoreUnavailableError:
+            return
+        if not reopened:
+            return
         with suppress(OSError):
             await asyncio.to_thread(self._artifacts.drop, found.id)
         with suppress(ProblemError):
-            await self._queue.submit(SubnetOrder.from_json(found.order))
+            await self._queue.submit(order)
+
+
+def _cancelled(subnet: str) -> ProblemError:
+    return ProblemError(409, "cancelled", f"the build of {subnet} was cancelled by DELETE: ask again")

@@ -116,11 +116,14 @@ class SubnetStore:
         self._lease_ms = int(lease * 1000)
         self._owner = uuid.uuid4().hex
         self._claim = redis.register_script(scripts.CLAIM)
+        self._put = redis.register_script(scripts.PUT)
+        self._reopen = redis.register_script(scripts.REOPEN)
         self._renew = redis.register_script(scripts.RENEW)
         self._finish = redis.register_script(scripts.FINISH)
         self._release = redis.register_script(scripts.RELEASE)
         self._expel = redis.register_script(scripts.EXPEL)
         self._drop = redis.register_script(scripts.DROP)
+        self._undrop = redis.register_script(scripts.UNDROP)
 
     async def check(self) -> None:
         async with reachable():
@@ -150,13 +153,17 @@ class SubnetStore:
         async with reachable():
             return bool(await self._redis.exists(_lease(subnet)))
 
-    async def put(self, stored: StoredRecord) -> None:
-        """Take in a record that was found in the artifact store only."""
-        async with reachable(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(_record(stored.id), encode(stored))
-            pipe.zadd(_INDEX, {stored.member: 0})
-            pipe.srem(_BUILDING, stored.id)
-            await pipe.execute()
+    async def put(self, stored: StoredRecord) -> bool:
+        """Take in a record that was found in the artifact store only; False where the subnet was dropped, or
+        is being built, meanwhile.
+        """
+        async with reachable():
+            return bool(await self._put(keys=self._settled_keys(stored.id), args=_entry(stored)))
+
+    async def reopen(self, stored: StoredRecord) -> bool:
+        """Promise to build a ready subnet again; False where somebody else did, or it was dropped."""
+        async with reachable():
+            return bool(await self._reopen(keys=self._settled_keys(stored.id)[:5], args=_entry(stored)))
 
     async def claim(self, stored: StoredRecord) -> Claim | StoredRecord | None:
         """A claim when it is now ours to build, the record when it is ready, None when another builds it."""
@@ -253,6 +260,11 @@ class SubnetStore:
                 )
             )
 
+    async def undrop(self, subnet: str) -> None:
+        """It was dropped here, but its artifacts could not be: it may be taken in again."""
+        async with reachable():
+            await self._undrop(keys=[_claimant(subnet)])
+
     async def dropped(self, subnet: str) -> bool:
         """Whether it is missing because somebody dropped it, within a day; not because Redis lost it."""
         async with reachable():
@@ -284,6 +296,10 @@ class SubnetStore:
             texts = await self._redis.mget([_record(member[20:]) for member in shown]) if shown else []
         records = [decode(text) for text in texts if text is not None]
         return records, (shown[-1] if len(members) > limit else None)
+
+    @staticmethod
+    def _settled_keys(subnet: str) -> list[str]:
+        return [_record(subnet), _lease(subnet), _BUILDING, _INDEX, _claimant(subnet), WAITING]
 
     def _keys(self, claim: Claim) -> list[str]:
         subnet = claim.stored.id
@@ -336,6 +352,10 @@ def encode(stored: StoredRecord) -> str:
 
 def decode(text: bytes | str) -> StoredRecord:
     return StoredRecord.from_json(json.loads(text))
+
+
+def _entry(stored: StoredRecord) -> list[str]:
+    return [encode(stored), stored.member, stored.id]
 
 
 def _text(value: bytes | str) -> str:

@@ -165,3 +165,11 @@ def test_a_record_with_another_value_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / SUBNET / "record.json"
     path.write_bytes(path.read_bytes().replace(b"0.91", b"0.97"))
     assert store.record(SUBNET) is None
+
+
+def test_other_peoples_files_beside_it_are_no_subnets(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path.as_uri())
+    store.commit(SUBNET, {"id": SUBNET})
+    (tmp_path / "lost+found").mkdir(mode=0o000)
+    (tmp_path / "README").write_text("not ours")
+    assert list(store.subnets()) == [SUBNET]

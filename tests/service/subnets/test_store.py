@@ -201,6 +201,38 @@ def test_only_a_builder_without_heartbeat_is_expelled(tmp_path: Path) -> None:
     run(tmp_path, use)
 
 
+def test_a_record_read_before_its_deletion_does_not_come_back(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        assert await one.put(stored(status="ready"))
+        assert await other.drop(stored().id)
+        assert not await one.put(stored(status="ready"))
+        assert await other.find(stored().id) is None
+        await other.undrop(stored().id)
+        assert await one.put(stored(status="ready"))
+        assert await other.drop(stored().id)
+        claim = await claimed(other, stored())
+        assert not await one.put(stored(status="ready"))
+        await other.finish(claim, stored(status="failed"))
+        assert await one.put(stored(status="ready"))
+
+    run(tmp_path, use)
+
+
+def test_a_ready_subnet_is_promised_anew_by_one_alone(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        await one.put(stored(1, status="ready"))
+        queued = stored(1)
+        assert sorted(await asyncio.gather(one.reopen(queued), other.reopen(queued))) == [False, True]
+        assert await other.promised() == [queued.id]
+        assert await other.find(queued.id) == queued
+        await claimed(other, queued)
+        assert not await one.reopen(queued)
+        await one.drop(queued.id)
+        assert not await one.reopen(queued)
+
+    run(tmp_path, use)
+
+
 def test_pages_are_newest_first_and_complete(tmp_path: Path) -> None:
     async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
         for number in range(7):
