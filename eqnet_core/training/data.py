@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, s
         TrainingError: nothing of the three is at `path`, or shapes and labels do not fit.
     """
     if path.suffix == ".npz" and path.is_file():
-        train, test, classes = _read_npz(path)
+        try:
+            train, test, classes = _read_npz(path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise TrainingError(f"{path} is not an .npz file of arrays, or is damaged: {error}") from error
     elif (path / "cifar-10-batches-py").is_dir():
         train, test, classes = _read_torchvision_cifar10(path)
     elif (path / "train").is_dir():
@@ -110,7 +114,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays.files)
         if missing:
             raise TrainingError(f"{path} has no {', '.join(sorted(missing))}")

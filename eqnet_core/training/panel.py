@@ -10,6 +10,7 @@ images tell subnets apart as well as twice as many drawn at random (`docs/predic
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -69,9 +70,9 @@ class Panel:
             TrainingError: it is not a panel file.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                 return cls(**{field.name: archive[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingError(f"{path} is not a panel file: delete it, and it is made again") from error
 
 

@@ -26,7 +26,7 @@ from eqnet_core.space import SubnetConfiguration, Symmetry
 from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
-from eqnet_core.training.run import Run, write_atomically
+from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
 from eqnet_core.training.subnets import sample_configuration
 
 _SAMPLE = 16384
@@ -89,11 +89,7 @@ def measure_ranges(
     images = normalise(data.held_out.images[: settings.images], data.mean, data.std)
     rows = _costs(supernet, plan, ranges, configurations, statistics, images, data.held_out.labels)
     quality = {"images": len(images), "subnets": rows, "cost": mean_costs(rows)}
-    # `savez` would add .npz to another ending
-    staging = folder / ".ranges.tmp"
-    with staging.open("wb") as file:
-        np.savez(file, **ranges.to_tensors())  # type: ignore[arg-type]
-    staging.replace(folder / "ranges.npz")
+    save_tensors(folder / "ranges.npz", ranges.to_tensors())
     write_atomically(folder / "quality.json", json.dumps(quality, indent=2).encode())
     return ranges, quality
 
@@ -102,8 +98,7 @@ def load_ranges(folder: Path) -> tuple[TensorRanges, dict[str, Any]] | None:
     """What `measure_ranges` wrote into `folder`, if it did."""
     if not (folder / "quality.json").exists():
         return None
-    with np.load(folder / "ranges.npz", allow_pickle=False) as archive:
-        ranges = TensorRanges.from_tensors(dict(archive))
+    ranges = TensorRanges.from_tensors(load_tensors(folder / "ranges.npz", stage="ranges"))
     quality: dict[str, Any] = json.loads((folder / "quality.json").read_text())
     return ranges, quality
 

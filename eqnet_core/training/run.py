@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -90,12 +92,16 @@ class Run:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader finds all of it or none of it, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # Shards start together and write the same settings: a temporary file that they shared would be lost.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -113,9 +119,9 @@ def load_tensors(path: Path, *, stage: str) -> dict[str, NDArray[Any]]:
         TrainingError: `stage` has not written it yet, or it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             return dict(archive)
     except FileNotFoundError as error:
         raise TrainingError(f"{path} is missing: run the {stage} stage first") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{path} is damaged: run the {stage} stage again") from error

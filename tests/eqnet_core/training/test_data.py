@@ -111,3 +111,11 @@ def test_every_image_comes_once_an_epoch_at_the_epochs_size(digits: ImageData) -
     )
     assert {tuple(images.shape[2:]) for images, _ in epoch} == {(16, 16)}
     assert tuple(batches.at(3)[0].shape[2:]) == (32, 32)
+
+
+def test_a_damaged_file_says_so(digits_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    for content in (digits_file.read_bytes()[:-50], b"no zip"):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match="is damaged"):
+            load_data(path, input_shape=SHAPE, held_out=4, seed=0)
