@@ -197,15 +197,14 @@ class Bundle:
             f"it lacks {SUPERNET}, {PREDICTOR} or {STATISTICS}": not {SUPERNET, PREDICTOR, STATISTICS}
             <= set(files),
         }
-        wrong = [text for text, found in problems.items() if found]
-        if wrong:
+        if wrong := [text for text, found in problems.items() if found]:
             raise BundleError(f"bundle {self.path.name} makes no sense: {'; '.join(wrong)}")
 
 
 def shipped_bundles() -> dict[str, Path]:
     """The bundles that come with the package, by name."""
-    folder = Path(__file__).parent / "bundles"
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_DOCUMENT}"))}
+    found = sorted((Path(__file__).parent / "bundles").glob(f"*/{_DOCUMENT}"))
+    return {path.parent.name: path.parent for path in found}
 
 
 def write_bundle(

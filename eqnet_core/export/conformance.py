@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from eqnet_core.devices.device import Device, Side
 from eqnet_core.devices.rules import raise_if
-from eqnet_core.errors import Violation
+from eqnet_core.errors import UnsupportedTargetError, Violation
 from eqnet_core.profile import escape_pointer
 from eqnet_core.space import Granularity, Symmetry
 
@@ -29,7 +29,17 @@ def check_files(device: Device, files: Mapping[str, bytes]) -> None:
     Raises:
         UnsupportedTargetError: a file that breaks a rule; names the layers and the rules.
     """
-    check_onnx(device, files[device.file if device.file in files else "model.onnx"])
+    if device.file in files:
+        check_onnx(device, files[device.file])
+    else:
+        try:
+            check_onnx(device, files["model.onnx"])
+        except UnsupportedTargetError as error:
+            raise UnsupportedTargetError(
+                f"{error}; {device.file}, which is for it, needs a bundle with tensor ranges "
+                "(its owner runs the `ranges` stage)",
+                violations=error.violations,
+            ) from error
     if "encodings.json" in files and "encodings" in device.origin.exchange:
         check_encodings(device, files["encodings.json"])
 

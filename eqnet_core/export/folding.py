@@ -105,7 +105,7 @@ def fold(subnet: Subnet, plan: IntegerPlan, ranges: TensorRanges) -> IntegerSubn
     tensors: dict[str, TensorQuantizer] = {}
     requantized: set[str] = set()
     for tensor in plan.tensors.values():
-        owner = _owner(tensor, layers)
+        owner = _owner(tensor, layers, signed=signed)
         if owner is None:
             low, high = ranges.of(tensor.name)
             quantizer = range_quantizer(
@@ -118,7 +118,7 @@ def fold(subnet: Subnet, plan: IntegerPlan, ranges: TensorRanges) -> IntegerSubn
         requantized |= {
             name
             for name in tensor.layers
-            if (owner is None or name != owner.name) and not _whole(layers[name].activation)
+            if (owner is None or name != owner.name) and not _whole(layers[name].activation, signed=signed)
         }
     folded = {}
     for name, step in steps.items():
@@ -156,19 +156,23 @@ def range_quantizer(
     )
 
 
-def _owner(tensor: QuantizedTensor, layers: Mapping[str, QuantizedLayer]) -> QuantizedLayer | None:
+def _owner(
+    tensor: QuantizedTensor, layers: Mapping[str, QuantizedLayer], *, signed: bool
+) -> QuantizedLayer | None:
     """The layer whose input quantiser the tensor takes, so that nothing has to be rounded twice.
 
     The only reader's, whatever its bits; of several readers the first that has all 8 bits.
     """
     if not tensor.shared:
         return layers[tensor.layers[0]]
-    return next((layers[name] for name in tensor.layers if _whole(layers[name].activation)), None)
+    return next(
+        (layers[name] for name in tensor.layers if _whole(layers[name].activation, signed=signed)), None
+    )
 
 
-def _whole(quantizer: Quantizer) -> bool:
+def _whole(quantizer: Quantizer, *, signed: bool) -> bool:
     """All codes that 8 bits have: half of them where nothing is negative and the runtime is signed."""
-    return quantizer.bits == 8 or (quantizer.low, quantizer.high) == (0, 127)
+    return quantizer.bits == 8 or (signed and (quantizer.low, quantizer.high) == (0, 127))
 
 
 def _stored(quantizer: Quantizer, tensor: QuantizedTensor, name: str, *, signed: bool) -> TensorQuantizer:

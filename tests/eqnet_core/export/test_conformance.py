@@ -218,3 +218,13 @@ def test_encodings_that_break_a_rule_are_refused(
     with pytest.raises(UnsupportedTargetError) as error:
         check_encodings(device, json.dumps(document).encode())
     assert fault in str(error.value)
+
+
+def test_without_tensor_ranges_the_reason_is_named(files_of: Callable[[Device], Files]) -> None:
+    device = CATALOGUE["openvino-cpu"]
+    files = {name: content for name, content in files_of(device).items() if name != "model.integer.onnx"}
+    with pytest.raises(
+        UnsupportedTargetError, match="is in int4.*needs a bundle with tensor ranges"
+    ) as refused:
+        check_files(device, files)
+    assert refused.value.violations

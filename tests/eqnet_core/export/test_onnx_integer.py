@@ -118,8 +118,14 @@ def test_only_shared_tensors_are_rounded_once_more(
         name for tensor in integer_exporter.plan.tensors.values() if tensor.shared for name in tensor.layers
     }
     assert len(shared) == 9
-    for bits, expected in ((4, shared), (8, set())):
-        integers = integer_exporter.fold(make_subnet(space.uniform(FORMS[5], bits)))
+    # 7 bits are all that 8-bit codes have where nothing is negative and the runtime is signed, but only there
+    for bits, signed, expected in (
+        (4, False, shared),
+        (7, False, shared),
+        (7, True, set()),
+        (8, False, set()),
+    ):
+        integers = integer_exporter.fold(make_subnet(space.uniform(FORMS[5], bits, signed=signed)))
         assert integers.requantized == expected
 
 
