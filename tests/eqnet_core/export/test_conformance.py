@@ -224,7 +224,7 @@ def test_without_tensor_ranges_the_reason_is_named(files_of: Callable[[Device], 
     device = CATALOGUE["openvino-cpu"]
     files = {name: content for name, content in files_of(device).items() if name != "model.integer.onnx"}
     with pytest.raises(
-        UnsupportedTargetError, match="is in int4.*needs a bundle with tensor ranges"
+        UnsupportedTargetError, match=r"is in int4.*needs a bundle with tensor ranges"
     ) as refused:
         check_files(device, files)
     assert refused.value.violations
