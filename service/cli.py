@@ -144,14 +144,18 @@ def _worker(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("celery") is None:
         print("eqnet: Celery is not installed: pip install eqnet-serve[serve,workers]", file=sys.stderr)
         return 1
+    from eqnet_core.errors import EqnetError
     from service.jobs.celery_worker import run_worker
+    from service.jobs.evaluation import EvaluationSet
     from service.logs import configure_logging
     from service.tracing import TracingError
 
     configure_logging(form=settings.log_format, level=options.log_level)
     try:
+        if settings.evaluation_data is not None:  # its builders would die of it, one after the other
+            EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
         return run_worker(settings, log_level=options.log_level)
-    except TracingError as error:
+    except (EqnetError, TracingError) as error:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
 

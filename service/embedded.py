@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -57,9 +58,13 @@ class EmbeddedStore:
             EmbeddedStoreError: it does not come up.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _own_folder(self._socket.parent, self._folder)
         await self._end_orphan()
-        await self._launch()
+        try:
+            await self._launch()
+        except BaseException:  # left alone, it would hold the data that the next start needs
+            await self.stop()
+            raise
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -117,7 +122,7 @@ class EmbeddedStore:
             logger.error("the embedded store ended with %s; starting it again", code)
             try:
                 await self._launch()
-            except EmbeddedStoreError as error:
+            except (EmbeddedStoreError, OSError) as error:
                 logger.error("%s", error)
                 await asyncio.sleep(1)
 
@@ -137,6 +142,20 @@ class EmbeddedStore:
                 break
             await asyncio.sleep(0.05)
         self._socket.unlink(missing_ok=True)
+
+
+def _own_folder(sockets: Path, data: Path) -> None:
+    """Make the folder of the socket. One that somebody else made under a name that they could guess would let
+    them put a server of theirs in the place of ours.
+    """
+    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sockets == data:
+        return
+    found = sockets.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise EmbeddedStoreError(
+            f"{sockets} is not this user's alone: remove it, or set TMPDIR or a shorter EQNET_DATA_DIR"
+        )
 
 
 async def _answers(socket: Path) -> bool:

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         default=None,
+        repr=False,
         description="Redis for records and locks, such as redis://host:6379/0 "
         "(default: an embedded server in the data folder).",
     )
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     )
     artifacts_url: str | None = Field(
         default=None,
+        repr=False,
         description="fsspec URL for finished subnets, such as s3://bucket/eqnet (default: the data folder).",
     )
     evaluation_data: Path | None = Field(
@@ -135,6 +137,35 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None:
+            from redis.asyncio.connection import parse_url  # here: `eqnet keys` needs no client
+
+            try:
+                parse_url(value)
+            except ValueError as error:
+                raise ValueError(f"{error}; use one such as redis://host:6379/0") from error
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _known_protocol(cls, value: str | None) -> str | None:
+        if value is not None:
+            from fsspec import get_filesystem_class
+            from fsspec.core import split_protocol
+
+            protocol = split_protocol(value.rsplit("::", 1)[-1])[0] or "file"
+            try:
+                get_filesystem_class(protocol)
+            except ValueError as error:
+                known = "file://folder or s3://bucket/folder"
+                raise ValueError(f"fsspec has no {protocol}://: use a URL such as {known}") from error
+            except ImportError as error:
+                raise ValueError(f"{error} (for s3: pip install 'eqnet-serve[s3]')") from error
         return value
 
     @field_validator("broker_url")

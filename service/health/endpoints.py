@@ -32,8 +32,11 @@ async def live() -> Live:
 
 @router.get("/health/ready", summary="Requests can be answered", responses=problem_responses(503))
 async def ready(state: State) -> Ready:
-    reasons = [f"supernet {name}: {reason}" for name, reason in state.supernets.failures.items()]
-    if not state.supernets.factories:
+    supernets = state.supernets
+    reasons = [
+        f"supernet {n}: {reason}" for n, reason in supernets.failures.items() if n not in supernets.late
+    ]
+    if not supernets.factories:
         reasons.append("no supernet is loaded")
     try:
         await state.store.check()

@@ -25,6 +25,7 @@ class LocalQueue:
         self._pool = pool
         self._builds = builds
         self._running: dict[str, asyncio.Task[object]] = {}
+        self._submitting: dict[str, asyncio.Task[StoredRecord | bool]] = {}
 
     @property
     def builders(self) -> int:
@@ -52,6 +53,18 @@ class LocalQueue:
         await self._pool.stop()
 
     async def submit(self, order: SubnetOrder) -> StoredRecord | bool:
+        # Identical ones at once are one: each would take a place in the queue until it knows of the first.
+        if (first := self._submitting.get(order.id)) is not None:
+            answer = await asyncio.shield(first)
+            return answer if isinstance(answer, StoredRecord) else False
+        task = asyncio.create_task(self._submit(order))
+        self._submitting[order.id] = task
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._submitting.pop(order.id, None)
+
+    async def _submit(self, order: SubnetOrder) -> StoredRecord | bool:
         try:
             self._pool.reserve()
         except QueueFullError as error:

@@ -131,10 +131,11 @@ class BuilderPool:
         for builder in self._builders:
             builder.renew(arguments)
         idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
-        for builder in idle:
-            try:
+        try:
+            for builder in idle:
                 await builder.start()
-            finally:
+        finally:
+            for builder in idle:
                 self._idle.put_nowait(builder)
 
     async def stop(self) -> None:

@@ -18,11 +18,14 @@ logger = logging.getLogger("eqnet.supernets")
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetCatalogue:
-    """`factories` by supernet name; `failures` says why a configured bundle could not be opened."""
+    """`factories` by supernet name; `failures` says why a configured bundle could not be opened; those
+    in `late` came while the service ran, which stays ready.
+    """
 
     factories: Mapping[str, Factory]
     paths: Mapping[str, Path]
     failures: Mapping[str, str]
+    late: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, bundles: Sequence[str], *, previous: SupernetCatalogue | None = None) -> SupernetCatalogue:
@@ -51,7 +54,10 @@ class SupernetCatalogue:
                 continue
             factories[factory.bundle.name] = factory
             paths[factory.bundle.name] = path
-        return cls(factories=factories, paths=paths, failures=failures)
+        late = set(failures) if previous is not None else set()
+        if previous is not None:
+            late -= previous.failures.keys() - previous.late
+        return cls(factories=factories, paths=paths, failures=failures, late=frozenset(late))
 
     @property
     def digests(self) -> dict[str, str]:

@@ -22,15 +22,17 @@ async def follow_bundles(
 
     Requests under way go on with the supernets that they began with.
     """
-    seen = await asyncio.to_thread(fingerprint, bundles)
+    seen: tuple[object, ...] | None = None
     while True:
+        try:
+            now = await asyncio.to_thread(fingerprint, bundles)
+            if seen is not None and now != seen:
+                opened = await asyncio.to_thread(SupernetCatalogue.open, bundles, previous=current)
+                if opened.digests != current.digests or opened.failures != current.failures:
+                    await changed(opened)
+                    current = opened
+                    logger.info("supernets served now: %s", opened.digests or "none")
+                seen = now
+        except Exception:  # a folder that cannot be read today may be tomorrow
+            logger.exception("the bundle folders cannot be followed")
         await asyncio.sleep(interval)
-        now = await asyncio.to_thread(fingerprint, bundles)
-        if now == seen:
-            continue
-        seen = now
-        opened = await asyncio.to_thread(SupernetCatalogue.open, bundles, previous=current)
-        if opened.digests != current.digests or opened.failures != current.failures:
-            current = opened
-            await changed(opened)
-            logger.info("supernets served now: %s", opened.digests or "none")

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.embedded import EmbeddedStore
+from service.embedded import EmbeddedStore, EmbeddedStoreError
 
 
 async def _with_store(folder: Path, use: Callable[[Redis, EmbeddedStore], Awaitable[None]]) -> None:
@@ -82,3 +82,14 @@ def test_only_its_owner_reaches_the_socket(tmp_path: Path) -> None:
         assert mode & 0o077 == 0
 
     asyncio.run(_with_store(tmp_path / "store", use))
+
+
+def test_a_socket_folder_that_others_can_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = tmp_path / f"eqnet-{os.getuid()}"
+    made.mkdir()
+    made.chmod(0o777)
+    with pytest.raises(EmbeddedStoreError, match="this user's alone"):
+        asyncio.run(EmbeddedStore(tmp_path / "a folder with spaces").start())

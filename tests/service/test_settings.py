@@ -39,3 +39,23 @@ def test_zero_builders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQNET_BUILDERS", "0")
     with pytest.raises(ValidationError):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("REDIS_URL", "localhost:6379", "redis://host:6379/0"),
+        ("ARTIFACTS_URL", "bogus://bucket", "s3://bucket/folder"),
+    ],
+)
+def test_a_url_that_nobody_can_open_is_refused_with_advice(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, advice: str
+) -> None:
+    monkeypatch.setenv(f"EQNET_{name}", value)
+    with pytest.raises(ValidationError, match=advice):
+        Settings()
+
+
+def test_passwords_in_urls_are_not_shown() -> None:
+    url = "redis://:secret@host:6379/0"
+    assert "secret" not in repr(Settings(redis_url=url, broker_url=url))

@@ -72,3 +72,9 @@ def test_bundles_are_replaced_added_and_damaged_without_downtime(
         time.sleep(1)
         assert loaded() == known
         assert client.post("/subnets", json=request | {"supernet": "second"}).status_code == 200
+
+        # A new one that is damaged is told of, and costs nobody the others.
+        shutil.copytree(folder / "second", folder / "third")
+        until(lambda: client.get("/supernets/third").status_code == 503)
+        assert loaded() == known
+        assert client.get("/health/ready").status_code == 200
