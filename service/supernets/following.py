@@ -32,7 +32,7 @@ async def follow_bundles(
                     await changed(opened)
                     current = opened
                     logger.info("supernets served now: %s", opened.digests or "none")
-                seen = now
+            seen = now
         except Exception:  # a folder that cannot be read today may be tomorrow
             logger.exception("the bundle folders cannot be followed")
         await asyncio.sleep(interval)
