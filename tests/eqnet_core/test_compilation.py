@@ -1,6 +1,7 @@
 """Bit-widths and forms are values, not branches: a compiled supernet serves all of them with one graph."""
 
 import numpy as np
+import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
@@ -9,6 +10,8 @@ from eqnet_core.supernet import Supernet
 from eqnet_core.training.subnets import sandwich
 
 
+# torch 2.11 warns of what it does itself while it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_no_subnet_makes_a_compiled_supernet_compile_again(supernet: Supernet) -> None:
     compiles = CompileCounter()
     forward = torch.compile(supernet.model, backend=compiles, dynamic=False)
