@@ -1,4 +1,5 @@
-"""BatchNorm statistics from a configuration, without images. NumPy only; see `training.fitting`.
+"""BatchNorm statistics from a configuration, without images. NumPy only; see
+`training.statistics_fitting`.
 
 Each channel's mean and log-variance, standardised, is the sum of
 
@@ -6,9 +7,9 @@ Each channel's mean and log-variance, standardised, is the sum of
   make it;
 - a linear function of the bits of all layers before it, for what reaches it through its input.
 
-Both come from one ridge regression. Variances have a floor: a channel whose weights all round to one value
-is constant, and dividing by almost nothing would turn the slightest error of its mean into a large
-activation.
+The table starts from what the quantised weights alone say (`training.moments`); the rest of both comes from
+one ridge regression. Variances have a floor: a channel whose weights all round to one value is constant, and
+dividing by almost nothing would turn the slightest error of its mean into a large activation.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Seven images of ten are classified right by every subnet worth looking at: they 
 say nothing. A pilot of a few subnets on all images tells where subnets disagree; a panel is a stratified
 sample that has most of those and few of the rest, each standing for as many as it was drawn from (Neyman
 allocation). Its estimate of the accuracy on all images is unbiased, and 1,200 of CIFAR-10's 5,000 held-out
-images tell subnets apart as well as twice as many drawn at random (`docs/prediction.md`).
+images tell subnets apart as well as twice as many drawn at random (how:
+`docs/method.md`, section 4).
 """
 
 from __future__ import annotations
