@@ -42,6 +42,9 @@ from service.tracing import telemetry
 _LIST_BODY = 16 * 1024 * 1024
 """Bytes that a list of 10,000 configurations may have."""
 
+_COMPUTING = 2
+"""Fronts and long lists of predictions that are computed at once; the others wait for their turn."""
+
 _DESCRIPTION = """One quantised network per device: ask for a subnet that fits a device and a budget.
 Accuracies are fractions in [0, 1], sizes bytes, times seconds."""
 
@@ -129,6 +132,7 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
                 warm=WarmAnswers(store=store, metrics=metrics),
                 metrics=metrics,
                 evaluation=evaluation,
+                computing=asyncio.Semaphore(_COMPUTING),
             )
 
             async def replace_supernets(opened: SupernetCatalogue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +21,9 @@ from service.supernets.catalogue import SupernetCatalogue
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceState:
-    """`evaluation` is the digest of the operator's evaluation set, if there is one."""
+    """`evaluation` is the digest of the operator's evaluation set, if there is one. `computing` is held by
+    what computes for seconds: threads that all do would keep every other request, and the probes, waiting.
+    """
 
     settings: Settings
     supernets: SupernetCatalogue
@@ -32,6 +35,7 @@ class ServiceState:
     predictions: DirectPredictions
     metrics: Metrics
     evaluation: str | None
+    computing: asyncio.Semaphore
 
 
 async def _state(request: Request) -> ServiceState:  # async: FastAPI runs others in a thread

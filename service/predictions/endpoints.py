@@ -90,7 +90,8 @@ async def predict_many(queries: PredictionQueries, state: State) -> Response:
         )
         return b"[%b]" % ",".join(texts).encode()
 
-    return Response(await asyncio.to_thread(answer), media_type="application/json")
+    async with state.computing:
+        return Response(await asyncio.to_thread(answer), media_type="application/json")
 
 
 @router.get(
@@ -99,7 +100,7 @@ async def predict_many(queries: PredictionQueries, state: State) -> Response:
     response_model=Pareto,
     responses=problem_responses(422, 503),
 )
-def front(
+async def front(
     state: State,
     supernet: Annotated[str | None, Query(max_length=200)] = None,
     device: Annotated[str | None, Query(max_length=200, description="Instead of a profile")] = None,
@@ -127,7 +128,9 @@ def front(
     )
     bits_given = weight_bits is not None or activation_bits is not None
     profile = resolve_query(query, bits_given=bits_given)
-    return JSONResponse(pareto(factory, profile, axis=axis, points=points, seed=seed))
+    async with state.computing:
+        found = await asyncio.to_thread(pareto, factory, profile, axis=axis, points=points, seed=seed)
+    return JSONResponse(found)
 
 
 def _listed_bits(text: str | None, pointer: str) -> list[int]:
