@@ -11,7 +11,7 @@ import httpx
 Start = Callable[..., Any]
 
 SEARCH = {"population": 10, "generations": 10}
-LONG = {"population": 200, "generations": 1000}
+LONG = {"population": 200, "generations": 4000}
 ENDLESS = {"population": 400, "generations": 10000}
 
 
