@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from service.subnets.preference import MAX_WAIT
+
+pytestmark = pytest.mark.slow
 
 LONG = {"device": "fpga-mixed", "search": {"population": 400, "generations": 10_000, "seed": 1}}
 QUICK = {"device": "fpga-mixed", "search": {"population": 10, "generations": 3}}

@@ -14,6 +14,8 @@ import pytest
 
 from service.data_folder import DataFolder
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Any]
 Until = Callable[..., Any]
 

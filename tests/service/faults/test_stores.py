@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.slow
+
 Until = Callable[..., Any]
 
 SEARCH = {"population": 10, "generations": 10}

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
 
 Start = Callable[..., Any]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from eqnet_core.bundle import Bundle
 
@@ -31,6 +32,7 @@ def test_an_unknown_supernet_is_404_and_names_what_there_is(client: httpx.Client
     assert "random-resnet20" in response.json()["detail"]
 
 
+@pytest.mark.slow
 def test_bundles_are_replaced_added_and_damaged_without_downtime(
     serve: Any, bundle: Path, tmp_path: Path
 ) -> None:
