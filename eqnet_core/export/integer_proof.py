@@ -30,7 +30,7 @@ from eqnet_core.export.folding import IntegerSubnet
 from eqnet_core.export.integer_inspection import check_integer_file
 from eqnet_core.export.integer_module import IntegerModule
 from eqnet_core.export.plan import IntegerPlan
-from eqnet_core.export.proof import simulate
+from eqnet_core.export.proof import rounded, simulate
 from eqnet_core.export.sessions import batches, exposed_values, load_model, open_session, run_batch
 
 _LOCK_STEP_VALUES = 64 * 1024 * 1024
@@ -88,7 +88,7 @@ class IntegerProof:
 
     def to_json(self) -> dict[str, Any]:
         """For `report.json`; differences are rounded to three digits."""
-        document: dict[str, Any] = _rounded(asdict(self))
+        document: dict[str, Any] = rounded(asdict(self))
         return document
 
 
@@ -209,9 +209,3 @@ def _check(
             f"with ONNX Runtime's optimiser {optimizer}, model.integer.onnx is not what was simulated: "
             + "; ".join(problems)
         )
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return float(f"{value:.3g}") if isinstance(value, float) else value

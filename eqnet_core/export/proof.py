@@ -91,7 +91,7 @@ class Proof:
 
     def to_json(self) -> dict[str, Any]:
         """For `report.json`; differences are rounded to three digits."""
-        document: dict[str, Any] = _rounded(asdict(self))
+        document: dict[str, Any] = rounded(asdict(self))
         return document
 
 
@@ -280,7 +280,8 @@ def _check(agreement: Agreement, tolerance: Tolerance, deviation: float, images:
         )
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Numbers anywhere in a JSON document to three digits: more would differ from machine to machine."""
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
     return float(f"{value:.3g}") if isinstance(value, float) else value
