@@ -13,14 +13,13 @@ from torch import Tensor
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.statistics import StatisticsPredictor
-from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData
-from eqnet_core.training.moments import measure_moments, quantized_weights
+from eqnet_core.training.moments import measure_moments, output_tables
 from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
 from eqnet_core.training.samples import SPREAD, Calibrations
-from eqnet_core.training.statistics_fitting import OutputTables, fit_statistics
+from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration
 from eqnet_core.training.trained import load_trained
 
@@ -96,21 +95,16 @@ def calibrate_subnets(
         print(f"{len(samples)} of {len(wanted)} are there: the last shard fits the predictor")
         return folder / TENSORS
     chosen = wanted[:: max(25, len(wanted) // _MOMENT_SUBNETS)]
-    outputs = output_tables(
+    moments = measure_moments(
         supernet,
         [one.configuration for one in chosen],
         [draw(settings.samples + one.index, 128)[0] for one in chosen],
     )
+    outputs = output_tables(supernet, moments)
     predictor, quality = fit_statistics(samples, supernet.space, outputs=outputs, report=print)
     save_tensors(folder / TENSORS, predictor.to_tensors())
     write_atomically(folder / QUALITY, json.dumps(quality, indent=2).encode())
     return folder / TENSORS
-
-
-def output_tables(supernet: Supernet, configurations: list[Any], batches: list[Tensor]) -> OutputTables:
-    """Mean and variance that the weights alone give each layer's output, by `configurations`' inputs."""
-    moments = measure_moments(supernet, configurations, batches)
-    return {name: moments[name].table(table) for name, table in quantized_weights(supernet).items()}
 
 
 def load_statistics(folder: Path) -> StatisticsPredictor:

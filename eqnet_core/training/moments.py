@@ -24,9 +24,7 @@ from eqnet_core.layers import ElasticConv2d
 from eqnet_core.space import BIT_WIDTHS, FORMS, SubnetConfiguration, Symmetry
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
-
-QuantizedWeights = Mapping[str, NDArray[np.float32]]
-"""Layer name -> its dequantised weight for every weight row of a table, [WEIGHT_ROWS, C, K]."""
+from eqnet_core.training.statistics_fitting import OutputTables
 
 _IMAGES = 64
 """Of each batch: patches of one image are many and alike."""
@@ -42,11 +40,11 @@ class PatchMoments:
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
-    def table(self, weights: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and variance >= 0 of the output for `weights` [R, C, K], float64 [R, C] each."""
-        table = weights.astype(np.float64)
-        variance = np.einsum("rck,rck->rc", table @ self.covariance, table)
-        return table @ self.mean, np.maximum(variance, 0.0)
+    def output(self, weight: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and variance >= 0 of the output for `weight` [C, K], float64 [C] each."""
+        rows = weight.astype(np.float64)
+        variance = np.einsum("ck,ck->c", rows @ self.covariance, rows)
+        return rows @ self.mean, np.maximum(variance, 0.0)
 
 
 @torch.no_grad()
@@ -105,25 +103,35 @@ def measure_moments(
 
 
 @torch.no_grad()
-def quantized_weights(supernet: Supernet) -> QuantizedWeights:
-    """What every form, bit-width and narrow range make of each ungrouped convolution.
+def output_tables(supernet: Supernet, moments: Mapping[str, PatchMoments]) -> OutputTables:
+    """What the weights of every form, bit-width and narrow range make of each layer of `moments`.
 
     Leaves another subnet active. A fixed layer is at 8 bits whatever is asked for; the rows of its other
     bit-widths stay zero, as do those of asymmetric weights with narrow range, which there are not.
+
+    One weight is held at a time: those of all rows together would take 10 GB for a ResNet-50.
     """
     space = supernet.space
+    layers = [
+        (position, layer) for position, layer in enumerate(supernet.layers) if layer.spec.name in moments
+    ]
     found = {
-        layer.spec.name: np.zeros((WEIGHT_ROWS, *layer.weight.flatten(1).shape), dtype=np.float32)
-        for layer in supernet.layers
-        if isinstance(layer, ElasticConv2d) and layer.geometry["groups"] == 1
+        layer.spec.name: (np.zeros(shape), np.zeros(shape))
+        for _, layer in layers
+        for shape in [(WEIGHT_ROWS, len(layer.weight))]
     }
+    done = set()
     for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True)):
         if narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC:
             continue
         configuration = space.uniform(form, bits, narrow_range=narrow_range)
         supernet.activate(configuration)
         rows = table_rows([configuration], space)[0, :, 0]
-        for layer, row in zip(supernet.layers, rows, strict=True):
-            if layer.spec.name in found:
-                found[layer.spec.name][row] = layer.quantized_weight().flatten(1).cpu().numpy()
+        for position, layer in layers:
+            name, row = layer.spec.name, int(rows[position])
+            if (name, row) in done:
+                continue
+            done.add((name, row))
+            mean, variance = found[name]
+            mean[row], variance[row] = moments[name].output(layer.quantized_weight().flatten(1).cpu().numpy())
     return found
