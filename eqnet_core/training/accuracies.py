@@ -18,7 +18,7 @@ from eqnet_core.space import FORMS
 from eqnet_core.training.batches import calibration_batches
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run, write_atomically
-from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trained import load_trained, supernet_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,15 @@ def measure_accuracies(
     """Measure and write `accuracies.json`: `float`, and `uniform` by form and bits; goes on where it stopped.
 
     Raises:
-        TrainingError: an earlier stage is missing, or the folder holds a run with other settings.
+        TrainingError: an earlier stage is missing, or the folder holds a run with other settings or of
+        another supernet.
     """
-    Run(folder, settings)
+    supernet = load_trained(supernet_folder).to(device)
+    Run(folder, settings, supernet=supernet_digest(supernet))
     path = folder / "accuracies.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     images = normalise(data.test.images, data.mean, data.std).to(device)
     labels = data.test.labels.to(device)
-    supernet = load_trained(supernet_folder).to(device)
     if "float" not in found:
         model = build_model(supernet.architecture, len(data.classes))
         model.load_state_dict(load_file(float_weights))

@@ -21,7 +21,7 @@ from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomi
 from eqnet_core.training.samples import SPREAD, Calibrations
 from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration
-from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trained import load_trained, supernet_digest
 
 TENSORS = "statistics.npz"
 QUALITY = "quality.json"
@@ -54,10 +54,11 @@ def calibrate_subnets(
     model fitted to all of them does not learn one draw's error.
 
     Raises:
-        TrainingError: no trained supernet, too few samples to fit, or other settings before.
+        TrainingError: no trained supernet, too few samples to fit, or other settings or another supernet
+        before.
     """
-    run = Run(folder, settings, growing=("samples", "compile"))
     supernet = load_trained(supernet_folder).to(device)
+    run = Run(folder, settings, growing=("samples", "compile"), supernet=supernet_digest(supernet))
     forward = torch.compile(supernet, dynamic=False) if settings.compile else supernet
     wanted = [
         Wanted(

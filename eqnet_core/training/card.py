@@ -6,6 +6,8 @@ from typing import Any
 
 from eqnet_core.bundle import Bundle
 
+_NOT_SHOWN = ("stage", "supernet", "checkpoint_seconds")
+
 
 def card_page(bundle: Bundle) -> str:
     """The page, from nothing but what `bundle.json` states."""
@@ -102,5 +104,5 @@ def _integer(measured: dict[str, Any] | None) -> list[str]:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    shown = {key: value for key, value in settings.items() if key not in ("stage", "checkpoint_seconds")}
+    shown = {key: value for key, value in settings.items() if key not in _NOT_SHOWN}
     return ", ".join(f"{key} {value}" for key, value in shown.items())

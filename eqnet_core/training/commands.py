@@ -35,10 +35,16 @@ from eqnet_core.training.plots import ablation_table, plot_ablations, plot_train
 from eqnet_core.training.prediction_report import LEFT_OUT, write_report
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
-from eqnet_core.training.run import load_tensors, save_tensors, write_atomically
+from eqnet_core.training.run import (
+    check_supernet,
+    load_tensors,
+    measured_supernet,
+    save_tensors,
+    write_atomically,
+)
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
-from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
 
@@ -208,11 +214,15 @@ def _fit(run: Path, seed: int) -> None:
     samples = gather(run / "samples", Samples)
     if samples is None:
         raise TrainingError(f"no samples in {run / 'samples'}: run the sample stage first")
+    if (run / "supernet" / TENSORS).exists():
+        check_supernet(run / "samples", supernet_digest(load_trained(run / "supernet")))
     predictor, quality, left_out = fit_predictor(samples, samples.space, seed, report=print)
     folder = run / "prediction"
     save_tensors(folder / "predictor.npz", predictor.to_tensors())
     save_tensors(folder / LEFT_OUT, vars(left_out))
     write_atomically(folder / "quality.json", json.dumps(quality, indent=2).encode())
+    settings = {"stage": "fit", "seed": seed, "supernet": measured_supernet(run / "samples")}
+    write_atomically(folder / "settings.json", json.dumps(settings, indent=2).encode())
     print(f"wrote {folder}")
 
 
@@ -254,6 +264,9 @@ def _known_ranges(
 
 def _bundle(run: Path, options: argparse.Namespace) -> None:
     supernet = load_trained(run / "supernet")
+    digest = supernet_digest(supernet)
+    for measured in ("statistics", "samples", "prediction", "accuracies", "ranges"):
+        check_supernet(run / measured, digest)
     accuracies = _read_json(run / "accuracies" / "accuracies.json", "accuracies")
     quality = _read_json(run / "prediction" / "quality.json", "fit")
     stages = {

@@ -28,6 +28,7 @@ from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
 from eqnet_core.training.subnets import sample_configuration
+from eqnet_core.training.trained import supernet_digest
 
 _SAMPLE = 16384
 """Values of each tensor that are kept of each subnet."""
@@ -56,7 +57,8 @@ def measure_ranges(
     Takes minutes on a CPU; a folder that has them already answers at once.
 
     Raises:
-        TrainingError: fewer held-out images than asked for, or a folder of other settings.
+        TrainingError: fewer held-out images than asked for, or a folder of other settings or of
+        another supernet.
         UnsupportedTargetError: a network without integer form.
     """
     if settings.images > len(data.held_out):
@@ -64,7 +66,7 @@ def measure_ranges(
             f"{settings.images} images asked for, {len(data.held_out)} are held out: "
             "lower --images or raise --held-out"
         )
-    Run(folder, settings)
+    Run(folder, settings, supernet=supernet_digest(supernet))
     if done := load_ranges(folder):
         return done
     plan = plan_integers(

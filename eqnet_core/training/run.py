@@ -19,33 +19,43 @@ from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
 
+_SUPERNET = "supernet"
+
 
 class Run:
     """One stage's folder: `settings.json`, `log.jsonl` (one object a line), `checkpoint.pt`, results.
 
     A checkpoint is written to a temporary file, flushed and renamed, so that it is whole or not there.
     The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
-    `growing` (such as how many samples) may differ from those of the run that goes on.
+    `growing` (such as how many samples) may differ from those of the run that goes on. A stage that measures
+    a supernet records which in its settings (`supernet`, see `supernet_digest`).
 
     Raises:
-        TrainingError: the folder holds a run with other settings.
+        TrainingError: the folder holds a run with other settings, or of another supernet.
     """
 
-    def __init__(self, folder: Path, settings: Any, *, growing: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, settings: Any, *, growing: Sequence[str] = (), supernet: str | None = None
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         document = json.loads(json.dumps({"stage": type(settings).__name__, **asdict(settings)}, default=str))
+        if supernet is not None:
+            document[_SUPERNET] = supernet
         path = folder / "settings.json"
         if path.exists():
             before = json.loads(path.read_text())
+            free = {*growing, _SUPERNET}
             changed = sorted(
-                key for key in {*before, *document} - {*growing} if before.get(key) != document.get(key)
+                key for key in {*before, *document} - free if before.get(key) != document.get(key)
             )
             if changed:
                 raise TrainingError(
                     f"{folder} holds a run with other settings ({', '.join(changed)}): "
                     "repeat its settings to go on, or choose another folder"
                 )
+            if supernet is not None:
+                check_supernet(folder, supernet)
         else:
             write_atomically(path, json.dumps(document, indent=2).encode())
         self._last_checkpoint = time.monotonic()
@@ -88,6 +98,28 @@ class Run:
     def checkpoint_due(self, seconds: float) -> bool:
         """Whether the last checkpoint of this process is more than `seconds` old."""
         return time.monotonic() - self._last_checkpoint > seconds
+
+
+def measured_supernet(folder: Path) -> str | None:
+    """Which supernet the stage in `folder` measured; None where it has not begun, or does not say (older)."""
+    try:
+        digest = json.loads((folder / "settings.json").read_text()).get(_SUPERNET)
+    except FileNotFoundError:
+        return None
+    return None if digest is None else str(digest)
+
+
+def check_supernet(folder: Path, supernet: str) -> None:
+    """Refuse a stage's results if they say that they are of another supernet than `supernet`, a digest.
+
+    Raises:
+        TrainingError: they are.
+    """
+    if measured_supernet(folder) not in (None, supernet):
+        raise TrainingError(
+            f"{folder} was measured with another supernet: delete it, or move it away, "
+            "and run the stages from there on again"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -22,10 +22,10 @@ from eqnet_core.training.calibrating import load_statistics
 from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.panel import Panel, choose_panel
-from eqnet_core.training.run import Run
+from eqnet_core.training.run import Run, check_supernet
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.subnets import sample_configuration, searched_configuration
-from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trained import load_trained, supernet_digest
 
 _PILOT = 24
 """Subnets that are measured on all held-out images to choose the panel."""
@@ -66,7 +66,7 @@ def sample_subnets(
 
     Raises:
         TrainingError: no trained supernet, no statistics predictor, no predictor to search with, fewer
-        held-out images than asked for, or other settings before.
+        held-out images than asked for, or other settings or another supernet before.
     """
     if settings.images > len(data.held_out):
         raise TrainingError(
@@ -75,8 +75,10 @@ def sample_subnets(
         )
     if settings.searched and predictor is None:
         raise TrainingError("searched samples need an accuracy predictor: run the fit stage first")
-    run = Run(folder, settings, growing=("samples", "searched", "compile"))
     supernet = load_trained(supernet_folder).to(device)
+    digest = supernet_digest(supernet)
+    check_supernet(statistics_folder, digest)
+    run = Run(folder, settings, growing=("samples", "searched", "compile"), supernet=digest)
     statistics = load_statistics(statistics_folder)
     space = supernet.space
     forward: Callable[[Tensor], Tensor] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,15 @@ def save_trained(folder: Path, supernet: Supernet) -> Path:
     write_atomically(folder / DESCRIPTION, json.dumps(document, indent=2).encode())
     write_atomically(folder / TENSORS, save(supernet.tensors()))
     return folder / TENSORS
+
+
+def supernet_digest(supernet: Supernet) -> str:
+    """`sha256:…` of everything that was trained: what later stages say that they measured."""
+    digest = hashlib.sha256(supernet.architecture.encode())
+    for name, value in sorted(supernet.tensors().items()):
+        digest.update(f"\n{name} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def load_trained(folder: Path) -> Supernet:

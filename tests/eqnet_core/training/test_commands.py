@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from eqnet_core.supernet import Supernet
 from eqnet_core.training.commands import main
+from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 
 
 def test_a_stage_without_the_one_before_says_so_in_one_line(
@@ -16,3 +19,22 @@ def test_a_stage_without_the_one_before_says_so_in_one_line(
     assert capsys.readouterr().err.splitlines() == [
         f"error: no trained supernet in {tmp_path / 'supernet'}: run the supernet stage first"
     ]
+
+
+@pytest.mark.parametrize("stage", ["statistics", "samples", "prediction", "accuracies", "ranges"])
+def test_a_bundle_is_not_made_of_measurements_of_another_supernet(
+    tmp_path: Path, supernet: Supernet, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("supernet", stage):
+        (tmp_path / folder).mkdir()
+    save_trained(tmp_path / "supernet", supernet)
+    digest = supernet_digest(load_trained(tmp_path / "supernet"))
+    asked = ["bundle", "--run", str(tmp_path), "--out", str(tmp_path / "b"), "--data-description", "none"]
+    for measured, problem in (
+        ("sha256:other", f"{tmp_path / stage} was measured with another supernet: "),
+        (digest, " is missing: run the "),
+    ):
+        (tmp_path / stage / "settings.json").write_text(json.dumps({"supernet": measured}))
+        with pytest.raises(SystemExit):
+            main(asked)
+        assert problem in capsys.readouterr().err

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,41 @@ import pytest
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.panel import Panel
-from eqnet_core.training.run import load_tensors, save_tensors, write_atomically
+from eqnet_core.training.run import (
+    Run,
+    check_supernet,
+    load_tensors,
+    measured_supernet,
+    save_tensors,
+    write_atomically,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    samples: int = 4
+    seed: int = 0
+
+
+def test_measurements_of_another_supernet_are_not_gone_on_with(tmp_path: Path) -> None:
+    Run(tmp_path, Settings(), growing=("samples",), supernet="sha256:one")
+    Run(tmp_path, Settings(samples=8), growing=("samples",), supernet="sha256:one")
+    assert measured_supernet(tmp_path) == "sha256:one"
+    check_supernet(tmp_path, "sha256:one")
+    with pytest.raises(TrainingError, match="was measured with another supernet: delete it"):
+        Run(tmp_path, Settings(), supernet="sha256:other")
+    with pytest.raises(TrainingError, match=r"other settings \(seed\)"):
+        Run(tmp_path, Settings(seed=1), supernet="sha256:other")
+
+
+def test_a_folder_that_does_not_say_which_supernet_is_gone_on_with_as_it_is(tmp_path: Path) -> None:
+    before = json.dumps({"stage": "Settings", "samples": 4, "seed": 0}).encode()
+    (tmp_path / "settings.json").write_bytes(before)
+    Run(tmp_path, Settings(), supernet="sha256:one")
+    check_supernet(tmp_path, "sha256:one")
+    check_supernet(tmp_path / "not begun", "sha256:one")
+    # other shards may still run the program that wrote it
+    assert (tmp_path / "settings.json").read_bytes() == before
 
 
 def test_shards_that_write_the_same_file_at_once_do_not_lose_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every stage on digits, broken off and gone on with: the result is that of an unbroken run."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
+from eqnet_core.training.run import Run
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
-from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
 CPU = torch.device("cpu")
@@ -161,6 +163,38 @@ def test_samples_go_on_and_in_shards_to_the_same(
         sample("c", images=65)
     with pytest.raises(TrainingError, match="run the fit stage first"):
         sample("c", searched=2)
+
+
+def test_no_stage_goes_on_with_measurements_of_another_supernet(
+    digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    changed = load_trained(trained / "supernet")
+    with torch.no_grad():
+        changed.layers[3].weight[0] += 1e-3
+    other = tmp_path / "supernet"
+    other.mkdir()
+    save_trained(other, changed)
+    sampling = SamplingSettings(samples=2, images=64, compile=False)
+    settings = RangeSettings(subnets=1, images=32, calibration_images=32)
+    digest = supernet_digest(load_trained(trained / "supernet"))
+    Run(tmp_path / "samples", sampling, supernet=digest)
+    Run(tmp_path / "ranges", settings, supernet=digest)
+    statistics = tmp_path / "statistics"
+    shutil.copytree(calibrated, statistics)
+    calibration = CalibrationSettings(samples=MINIMUM_CALIBRATIONS, images=32, compile=False)
+    for again in (
+        lambda: calibrate_subnets(digits, other, statistics, calibration, CPU, WHOLE),
+        lambda: sample_subnets(digits, other, statistics, tmp_path / "new", sampling, CPU, WHOLE),
+        lambda: measure_ranges(digits, changed, tmp_path / "ranges", settings, CPU),
+    ):
+        with pytest.raises(TrainingError, match="was measured with another supernet"):
+            again()
+    # a folder of an older version does not say
+    document = json.loads((statistics / "settings.json").read_text())
+    document.pop("supernet")
+    (statistics / "settings.json").write_text(json.dumps(document))
+    with pytest.raises(TrainingError, match="samples was measured with another supernet"):
+        sample_subnets(digits, other, statistics, tmp_path / "samples", sampling, CPU, WHOLE)
 
 
 def test_searched_samples_are_added(
