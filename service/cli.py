@@ -122,6 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
         host=options.host,
         port=options.port,
         grace=settings.shutdown_grace,
+        ending=lambda: app.state.service.subnets.end_streams(),
         leave=lambda: app.state.service.subnets.leave(),
     )
     return 0

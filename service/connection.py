@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import MEDIA_TYPE, ProblemError
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request line with its headers, or of the trailers after a body; a little more may pass."""
@@ -12,20 +15,37 @@ MAX_HEAD = 64 * 1024
 HEAD_SECONDS = 20.0
 """In which the headers of a request must have arrived, from its first byte or the connection's begin on."""
 
-_TOO_LARGE = (
-    b'{"type": "urn:eqnet:problem:headers-too-large", "title": "Request Header Fields Too Large", '
-    b'"status": 431, '
-    b'"detail": "request line and headers may have at most %d bytes together: send fewer", "errors": []}'
-) % MAX_HEAD
-_ANSWER = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-    b"content-type: application/problem+json\r\ncontent-length: %d\r\n\r\n%b"
-) % (len(_TOO_LARGE), _TOO_LARGE)
+
+def _last_answer(problem: ProblemError) -> bytes:
+    """To what is no request, so that there is nobody else to answer it; the connection ends with it."""
+    document = problem.document()
+    body = json.dumps(document).encode()
+    headers = {
+        "connection": "close",
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "x-content-type-options": "nosniff",
+    }
+    lines = [f"HTTP/1.1 {problem.status} {document['title']}", *(f"{n}: {v}" for n, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_TOO_LARGE = _last_answer(
+    ProblemError(
+        431,
+        "headers-too-large",
+        f"request line and headers may have at most {MAX_HEAD} bytes together: send fewer",
+    )
+)
+_MALFORMED = _last_answer(
+    ProblemError(400, "malformed-http", "this is not HTTP/1.1: use a client that speaks it, without TLS")
+)
 
 
 class BoundedConnection(HttpToolsProtocol):
     """uvicorn's, which takes headers of any length for as long as it takes: without a key, anybody could make
-    the process hold as much memory and as many connections as it pleases them.
+    the process hold as much memory and as many connections as it pleases them. What is not HTTP it answers
+    in plain text, and in the middle of another answer.
     """
 
     _unread = 0
@@ -46,8 +66,13 @@ class BoundedConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._unread > MAX_HEAD and not self.transport.is_closing():
             if not self._answering():
-                self.transport.write(_ANSWER)
+                self.transport.write(_TOO_LARGE)
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        if not (self._answering() and self.cycle.response_started):
+            self.transport.write(_MALFORMED)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,24 +16,44 @@ _ANSWERED_BEFORE = 2.0
 
 
 class _Server(uvicorn.Server):
-    """Tells `leave` while there is still time to answer."""
+    """Awaits `ending` at once, and calls `leave` while there is still time to answer."""
 
-    def __init__(self, config: uvicorn.Config, *, grace: float, leave: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        grace: float,
+        ending: Callable[[], Awaitable[None]],
+        leave: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._patience = max(grace - _ANSWERED_BEFORE, grace / 2)
+        self._ending = ending
         self._leave = leave
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().call_later(self._patience, self._leave)
+        await self._ending()
         await super().shutdown(sockets)
 
 
+async def _nothing() -> None:
+    """The default of `run_server`."""
+
+
 def run_server(
-    app: ASGIApp, *, host: str, port: int, grace: float = 10.0, leave: Callable[[], None] = lambda: None
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    grace: float = 10.0,
+    ending: Callable[[], Awaitable[None]] = _nothing,
+    leave: Callable[[], None] = lambda: None,
 ) -> None:
     """Until SIGTERM or SIGINT; then no more connections, and `grace` seconds for answers under way.
 
-    `leave` is called a little before that: whoever still waits for something long should be answered now.
+    `ending` is awaited at the signal: what lasts as long as its client wants should end. `leave` is called a
+    little before the end: whoever still waits for something long should be answered now.
     """
     config = uvicorn.Config(
         app,
@@ -46,4 +66,4 @@ def run_server(
         http=BoundedConnection,
         ws="none",
     )
-    _Server(config, grace=grace, leave=leave).run()
+    _Server(config, grace=grace, ending=ending, leave=leave).run()

@@ -113,7 +113,8 @@ async def _present(subnet: str, state: State) -> None:
     "/subnets/{subnet}/events",
     summary="Its progress as server-sent events",
     description="`progress` after every change while it is queued or being built, and one last event: "
-    "`ready` or `failed` with the record, or `deleted`. Whoever connects is told the present state first.",
+    "`ready` or `failed` with the record, or `deleted`. Whoever connects is told the present state first. "
+    "`reconnect` ends a stream before that, because this server ends: connect again, to a replica or later.",
     response_class=EventSourceResponse,
     dependencies=[Depends(_present)],
     responses=problem_responses(404, 503),
@@ -123,11 +124,14 @@ async def events(subnet: str, state: State) -> AsyncIterator[ServerSentEvent]:
         async for record in states:
             if record is None:
                 yield ServerSentEvent(event="deleted", data={"id": subnet})
+                return
             elif record["status"] in FINAL:
                 yield ServerSentEvent(event=record["status"], data=record)
+                return
             else:
                 data = {name: record[name] for name in ("id", "status", "progress")}
                 yield ServerSentEvent(event="progress", data=data)
+    yield ServerSentEvent(event="reconnect", data={"id": subnet}, retry=1000 * RETRY_AFTER)
 
 
 @router.delete(

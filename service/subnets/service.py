@@ -52,6 +52,10 @@ class SubnetService:
         self._watches = Watches(self._look)
         self._leaving = asyncio.Event()
 
+    async def end_streams(self) -> None:
+        """The service is about to end: whoever follows a build is to follow it elsewhere, from now on."""
+        await self._watches.end_states()
+
     def leave(self) -> None:
         """The service ends: whoever waits for a build is told now that it is being built."""
         self._leaving.set()
@@ -109,7 +113,9 @@ class SubnetService:
         return shown
 
     def states(self, subnet: str) -> AsyncGenerator[Mapping[str, Any] | None]:
-        """The record now and after every change, until it is ready, failed or deleted (None)."""
+        """The record now and after every change, until it is ready, failed or deleted (None), or the service
+        ends.
+        """
         return self._watches.states(subnet)
 
     async def page(self, limit: int, before: str | None) -> tuple[list[dict[str, Any]], str | None]:

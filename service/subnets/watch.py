@@ -39,6 +39,7 @@ class Watches:
     def __init__(self, look: Look) -> None:
         self._look = look
         self._watches: dict[str, _Watch] = {}
+        self._ended = False
 
     async def settled(self, subnet: str) -> Record | None:
         """The record once it is ready or failed; None when it was deleted."""
@@ -46,17 +47,28 @@ class Watches:
             return await asyncio.shield(watch.task)
 
     async def states(self, subnet: str) -> AsyncGenerator[Record | None]:
-        """The record now and after every change, until it is ready, failed or deleted (None)."""
+        """The record now and after every change, until it is ready, failed or deleted (None), or
+        `end_states`.
+        """
         with self._following(subnet) as watch:
             seen = 0
             while True:
                 async with watch.changed:
-                    while watch.version == seen:
+                    while watch.version == seen and not self._ended:
                         await watch.changed.wait()
+                    if watch.version == seen:
+                        return
                     seen, record = watch.version, watch.record
                 yield record
                 if record is None or record["status"] in ("ready", "failed"):
                     return
+
+    async def end_states(self) -> None:
+        """End everybody's `states` now, and every later one's with no more than the present record."""
+        self._ended = True
+        for watch in list(self._watches.values()):
+            async with watch.changed:
+                watch.changed.notify_all()
 
     def stop(self) -> None:
         for watch in self._watches.values():

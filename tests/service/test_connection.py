@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -53,6 +54,35 @@ def test_headers_without_end_are_refused() -> None:
             answer = await asyncio.wait_for(reader.read(), 30)
             assert answer.startswith(b"HTTP/1.1 431 ")
             assert b"urn:eqnet:problem:headers-too-large" in answer
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200, id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /a b c HTTP/1.1\r\n\r\n", id="spaces"),
+        pytest.param(b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", id="not ASCII"),
+        pytest.param(b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n", id="no host"),
+        pytest.param(b"GET /a HTTP/1.1\r\nNo colon\r\n\r\n", id="no header"),
+        pytest.param(START + b"Content-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(START + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", id="no chunk"),
+        pytest.param(
+            START + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", id="two lengths"
+        ),
+    ],
+)
+def test_what_is_not_http_gets_a_problem_too(sent: bytes) -> None:
+    async def main() -> None:
+        async with connected() as (reader, writer):
+            writer.write(sent)
+            head, body = (await asyncio.wait_for(reader.read(), 30)).split(b"\r\n\r\n", 1)
+            assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert b"content-type: application/problem+json" in head
+            assert b"content-length: %d" % len(body) in head
+            assert json.loads(body)["type"] == "urn:eqnet:problem:malformed-http"
 
     asyncio.run(main())
 

@@ -1,5 +1,6 @@
 """How the server ends."""
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,28 @@ def test_who_waits_is_answered_and_the_build_handed_back(serve: Callable[..., An
         while client.get(answer.headers["location"]).json()["status"] != "building":
             pass
         assert client.delete(answer.headers["location"]).status_code == 204
+
+
+def test_who_follows_a_build_is_sent_away_at_once(serve: Callable[..., Any]) -> None:
+    """The grace is for answers that are nearly there: a stream would use it up, every time."""
+    server = serve(shutdown_grace=3600)
+    with server.client() as client:
+        prefer = {"Prefer": "respond-async"}
+        location = client.post("/subnets", json=LONG, headers=prefer).headers["location"]
+        with client.stream("GET", f"{location}/events") as stream:
+            told = stream.iter_lines()
+            assert next(told) == "event: progress"
+            server.process.terminate()
+            lines = list(told)
+    last = lines[len(lines) - lines[::-1].index("event: reconnect") - 1 :]
+    assert json.loads(last[1].removeprefix("data: ")) == {"id": location.rsplit("/", 1)[1]}
+    assert int(last[2].removeprefix("retry: ")) > 0
+    assert server.process.wait(60) in (0, -15)
+
+    server = serve()
+    with server.client() as client, client.stream("GET", f"{location}/events") as stream:
+        assert next(stream.iter_lines()) == "event: progress"
+        assert client.delete(location).status_code == 204
 
 
 def test_what_is_nearly_done_is_finished(serve: Callable[..., Any]) -> None:
