@@ -6,10 +6,10 @@ import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.errors import ProblemError, problem_responses
-from service.state import State
+from service.state import ServiceState, State
 from service.subnets.store import StoreUnavailableError
 
 router = APIRouter(tags=["health"])
@@ -20,9 +20,13 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    status: Literal["ready"] = "ready"
+    """`degraded`: some requests cannot be answered as they should, and `detail` says which and why."""
+
+    status: Literal["ready", "degraded"] = "ready"
     supernets: list[str]
-    builders: int
+    builders: int = Field(description="Builder processes, here and on workers")
+    workers: int | None = Field(description="Those that take builds; null where builds run here")
+    detail: str | None = None
 
 
 @router.get("/health/live", summary="The process is up")
@@ -30,7 +34,13 @@ async def live() -> Live:
     return Live()
 
 
-@router.get("/health/ready", summary="Requests can be answered", responses=problem_responses(503))
+@router.get(
+    "/health/ready",
+    summary="Requests can be answered",
+    description="200 also where only some can: what is built already, and predictions, need no worker, and "
+    "every other replica would lack it too. `status` is then `degraded`.",
+    responses=problem_responses(503),
+)
 async def ready(state: State) -> Ready:
     supernets = state.supernets
     reasons = [
@@ -48,7 +58,22 @@ async def ready(state: State) -> Ready:
         reasons.append(f"the artifact store cannot be used: {error}")
     if reasons:
         raise ProblemError(503, "not-ready", "; ".join(reasons), headers={"Retry-After": "2"})
-    return Ready(supernets=sorted(state.supernets.factories), builders=state.queue.builders)
+    return _ready(state)
+
+
+def _ready(state: ServiceState) -> Ready:
+    supernets, queue = state.supernets, state.queue
+    lacking = [f"supernet {name}: {reason}" for name, reason in supernets.failures.items()]
+    # No worker at all is the same for every supernet, and is said once.
+    lacking += sorted({reason for digest in supernets.digests.values() if (reason := queue.obstacle(digest))})
+    workers = queue.workers
+    return Ready(
+        status="degraded" if lacking else "ready",
+        supernets=sorted(supernets.factories),
+        builders=queue.builders + sum(worker.builders for worker in workers or ()),
+        workers=None if workers is None else len(workers),
+        detail="; ".join(lacking) or None,
+    )
 
 
 @router.get(
@@ -62,6 +87,7 @@ async def metrics(state: State) -> Response:
         queued=state.queue.queued,
         restarts=state.queue.restarts,
         builders=state.queue.builders,
-        supernets={name: factory.bundle.digest for name, factory in state.supernets.factories.items()},
+        workers=None if state.queue.workers is None else len(state.queue.workers),
+        supernets=state.supernets.digests,
     )
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -71,6 +71,7 @@ class Metrics:
         )
         self._queue = Gauge("eqnet_queued_builds", "Builds that wait for a builder", registry=self._registry)
         self._builders = Gauge("eqnet_builders", "Builder processes that run", registry=self._registry)
+        self._workers: Gauge | None = None
         self._restarts = Gauge("eqnet_builder_restarts", "Builders replaced", registry=self._registry)
         self._supernets = Gauge(
             "eqnet_supernet_info", "The supernets served", ["name", "digest"], registry=self._registry
@@ -86,12 +87,28 @@ class Metrics:
             self._stage_seconds.labels(stage).observe(duration)
 
     def exposition(
-        self, *, queued: int, restarts: int, builders: int = 0, supernets: Mapping[str, str] | None = None
+        self,
+        *,
+        queued: int,
+        restarts: int,
+        builders: int = 0,
+        workers: int | None = None,
+        supernets: Mapping[str, str] | None = None,
     ) -> bytes:
-        """The text format, with the present numbers; `supernets` are digests by name."""
+        """The text format, with the present numbers; `supernets` are digests by name, `workers` None where
+        nobody needs any: then there is no such metric that somebody could be woken for.
+        """
         self._queue.set(queued)
         self._restarts.set(restarts)
         self._builders.set(builders)
+        if workers is not None:
+            if self._workers is None:
+                self._workers = Gauge(
+                    "eqnet_workers",
+                    "Workers that take builds, as all replicas see them",
+                    registry=self._registry,
+                )
+            self._workers.set(workers)
         self._supernets.clear()
         for name, digest in (supernets or {}).items():
             self._supernets.labels(name, digest).set(1)

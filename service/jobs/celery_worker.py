@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from celery import Task
 from celery.exceptions import Reject
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from service.health.metrics import Metrics
 from service.jobs.broker import TASK, make_celery
 from service.jobs.opening import worker_arguments
 from service.jobs.pool import BuilderPool
+from service.jobs.roster import BEAT, Roster, WorkerSite
 from service.jobs.worker_status import WorkerStatus
 from service.settings import Settings
 from service.subnets.artifacts import ArtifactStore
@@ -64,6 +67,9 @@ class BuildSite:
             lease=settings.lease,
             metrics=self._metrics,
         )
+        self._roster = Roster(self._redis)
+        self._name = uuid.uuid4().hex
+        self._presence: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="builds", daemon=True)
 
@@ -72,11 +78,20 @@ class BuildSite:
         self._do(self._pool.start())
 
     def stop(self) -> None:
+        self._do(self._sign_off())
         self._do(self._pool.stop())
         self._do(self._redis.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._stop_tracing()
+
+    def sign_on(self) -> None:
+        """Tell everybody, from now on, that here is a worker that takes builds."""
+        self._loop.call_soon_threadsafe(self._sign_on)
+
+    def sign_off(self) -> None:
+        """It takes no more of them."""
+        asyncio.run_coroutine_threadsafe(self._sign_off(), self._loop)
 
     def build(self, subnet: str, *, last: bool) -> None:
         """Build it unless that is being done, or was; blocks.
@@ -104,6 +119,26 @@ class BuildSite:
         return self._metrics.exposition(
             queued=self._pool.queued, restarts=self._pool.restarts, builders=len(self._pool.pids)
         )
+
+    def _sign_on(self) -> None:
+        if self._presence is None:
+            self._presence = self._loop.create_task(self._stay_signed_on())
+
+    async def _stay_signed_on(self) -> None:
+        while True:
+            with suppress(StoreUnavailableError):  # then nobody is told anything
+                site = WorkerSite(builders=len(self._pool.pids), bundles=self._digests)
+                await self._roster.sign_on(self._name, site)
+            await asyncio.sleep(BEAT)
+
+    async def _sign_off(self) -> None:
+        presence, self._presence = self._presence, None
+        if presence is None:
+            return
+        presence.cancel()
+        await asyncio.wait([presence])
+        with suppress(StoreUnavailableError):
+            await self._roster.sign_off(self._name)
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -156,11 +191,16 @@ def run_worker(settings: Settings, *, log_level: str) -> int:
 
     celery.task(name=TASK, bind=True)(build)
 
+    def present(**_: object) -> None:
+        site.sign_on()
+
     def drain(**_: object) -> None:
+        site.sign_off()
         timer = threading.Timer(_DRAIN, site.hand_back)
         timer.daemon = True
         timer.start()
 
+    worker_ready.connect(present, weak=False)
     worker_shutting_down.connect(drain, weak=False)
     site.start()
     status = WorkerStatus.start(settings.worker_port, site) if settings.worker_port else None
@@ -176,6 +216,7 @@ def run_worker(settings: Settings, *, log_level: str) -> int:
         worker.start()
         return int(worker.exitcode or 0)
     finally:
+        worker_ready.disconnect(present)
         worker_shutting_down.disconnect(drain)
         if status is not None:
             status.stop()

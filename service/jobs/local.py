@@ -31,6 +31,11 @@ class LocalQueue:
     def builders(self) -> int:
         return len(self._pool.pids)
 
+    workers = None
+
+    def obstacle(self, bundle: str) -> str | None:
+        return None  # a builder that is not there is started when its turn comes
+
     @property
     def restarts(self) -> int:
         return self._pool.restarts

@@ -31,12 +31,14 @@ def open_queue(
         # Imported here: without a broker nobody needs Celery, nor has to have it.
         from service.jobs.broker import make_celery
         from service.jobs.remote import CeleryQueue
+        from service.jobs.roster import Roster
         from service.jobs.waiting import WaitingBuilds
 
         return CeleryQueue(
             store=store,
             # A build always waits for a moment before a worker claims it: a limit of 0 would refuse all.
             waiting=WaitingBuilds(redis, limit=max(1, settings.queue_limit)),
+            roster=Roster(redis),
             celery=make_celery(settings.broker_url, build_timeout=settings.build_timeout),
         )
     pool = BuilderPool(

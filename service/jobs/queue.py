@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from service.jobs.roster import WorkerSite
 from service.subnets.order import SubnetOrder
 from service.subnets.store import StoredRecord
 
@@ -15,6 +16,13 @@ class BuildQueue(Protocol):
     @property
     def builders(self) -> int:
         """Builders that this process runs itself."""
+
+    @property
+    def workers(self) -> tuple[WorkerSite, ...] | None:
+        """Those elsewhere that take builds; None where builds run here, or that is not known yet."""
+
+    def obstacle(self, bundle: str) -> str | None:
+        """Why nobody will begin with a build from the bundle of this digest at present, if that is so."""
 
     @property
     def restarts(self) -> int:

@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from service.errors import unavailable
 from service.jobs.broker import TASK, messages
 from service.jobs.local import queue_full
+from service.jobs.roster import Roster, WorkerSite
 from service.jobs.waiting import WaitingBuilds
 from service.subnets.order import SubnetOrder
 from service.subnets.record import new_record
@@ -21,7 +22,7 @@ from service.subnets.store import StoredRecord, StoreUnavailableError, SubnetSto
 logger = logging.getLogger("eqnet.subnets")
 
 _ROUND = 2.0
-"""Seconds between looks after what was sent from here."""
+"""Seconds between looks after what was sent from here, and who there is to take it."""
 
 _LOST = 15.0
 """Seconds after which a message that is neither in the broker nor with a builder is sent again."""
@@ -33,10 +34,12 @@ _DELAYED = 600.0
 class CeleryQueue:
     """A BuildQueue on a broker. The store has the promise, so that a lost message costs time and no build."""
 
-    def __init__(self, *, store: SubnetStore, waiting: WaitingBuilds, celery: Celery) -> None:
+    def __init__(self, *, store: SubnetStore, waiting: WaitingBuilds, roster: Roster, celery: Celery) -> None:
         self._store = store
         self._waiting = waiting
+        self._roster = roster
         self._celery = celery
+        self._workers: tuple[WorkerSite, ...] | None = None
         self._sent: dict[str, StoredRecord] = {}
         self._queued = 0
         self._resend = _LOST
@@ -49,11 +52,24 @@ class CeleryQueue:
     def queued(self) -> int:
         return self._queued
 
+    @property
+    def workers(self) -> tuple[WorkerSite, ...] | None:
+        return self._workers
+
+    def obstacle(self, bundle: str) -> str | None:
+        if self._workers is None or any(bundle in worker.bundles for worker in self._workers):
+            return None
+        if not self._workers:
+            return "no worker runs: builds wait until one does (`eqnet worker`)"
+        return f"no worker has the bundle {bundle}: builds from it wait until one does"
+
     async def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep())
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
 
     async def renew(self, arguments: Sequence[str]) -> None:
         """Workers have bundles of their own: their operator replaces those and restarts them."""
+        await self.start()  # not done yet where these are the first bundles
 
     async def stop(self) -> None:
         if self._keeper is not None:
@@ -92,8 +108,8 @@ class CeleryQueue:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(_ROUND)
             try:
+                self._count(await self._roster.present())
                 self._queued = await self._waiting.count()
                 if self._queued:
                     self._resend = _DELAYED if await asyncio.to_thread(messages, self._celery) else _LOST
@@ -102,6 +118,14 @@ class CeleryQueue:
                 logger.warning("%s", error)
             except Exception:
                 logger.exception("builds that were sent cannot be looked after")
+            await asyncio.sleep(_ROUND)
+
+    def _count(self, workers: tuple[WorkerSite, ...]) -> None:
+        if not workers and self._workers != ():
+            logger.warning("no worker runs: builds wait until one does")
+        elif workers and not self._workers:
+            logger.info("workers that take builds: %d", len(workers))
+        self._workers = workers
 
     async def _look_after_sent(self) -> None:
         """Send again what a Redis that came back empty no longer knows; forget what has ended."""

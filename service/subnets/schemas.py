@@ -157,6 +157,7 @@ class LayerContainers(BaseModel):
 class Progress(BaseModel):
     stage: str
     fraction: float = Field(ge=0, le=1)
+    detail: str | None = Field(default=None, description="Why nothing happens, where nothing does")
 
 
 class SubnetRecord(BaseModel):

@@ -184,7 +184,10 @@ class SubnetService:
         if not found.final:
             with suppress(StoreUnavailableError):
                 progress = await self._store.progress(subnet)
-            progress = progress or {"stage": "queued", "fraction": 0.0}
+            if progress is None:
+                progress = {"stage": "queued", "fraction": 0.0}
+                if (obstacle := self._queue.obstacle(found.order["supernet"]["digest"])) is not None:
+                    progress["detail"] = obstacle
             shown["progress"] = progress
             shown["status"] = "queued" if progress["stage"] == "queued" else "building"
         return shown

@@ -55,7 +55,8 @@ async function order(event) {
     if (!response.ok) throw new Error(explain(record));
     const hit = response.status === 200;
     while (record.status === "queued" || record.status === "building") {
-      say(`${record.status}: ${record.progress ? record.progress.stage : ""}…`);
+      const { stage, detail } = record.progress ?? { stage: "" };
+      say(`${record.status}: ${detail ?? `${stage}…`}`);
       await new Promise((resolve) => setTimeout(resolve, 1000));
       record = await get(`/subnets/${record.id}`);
     }

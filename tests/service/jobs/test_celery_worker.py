@@ -43,9 +43,14 @@ def test_builds_on_workers_outlive_every_one_of_them(
     }
     server = serve(**shared)
     with server.client() as client:
+        lacking = until("a look at the workers", lambda: degraded(client))
+        assert (lacking["workers"], lacking["builders"]) == (0, 0)
+        assert "eqnet worker" in lacking["detail"]
+        assert "eqnet_workers 0.0" in client.get("/metrics").text
         # Before there is any worker, builds wait, as many as may.
         first = ask(client, "wait=0", seed=0, **SEARCH)
         assert (first.status_code, first.json()["status"]) == (202, "queued")
+        assert first.json()["progress"]["detail"] == lacking["detail"]
         assert ask(client, "wait=0", seed=1, **SEARCH).status_code == 202
         refused = ask(client, seed=2, **SEARCH)
         assert (refused.status_code, refused.json()["type"]) == (429, "urn:eqnet:problem:queue-full")
@@ -59,6 +64,10 @@ def test_builds_on_workers_outlive_every_one_of_them(
         assert {answer.status_code for answer in answers} <= {200}
         assert len({answer.content for answer in answers}) == 1
         assert ask(client, seed=1, **SEARCH).status_code == 200
+        assert until("its sign", lambda: not degraded(client)) is True
+        told = client.get("/health/ready").json()
+        assert (told["status"], told["workers"], told["builders"]) == ("ready", 1, 1)
+        assert "eqnet_workers 1.0" in client.get("/metrics").text
         assert 'outcome="ready"} 2.0' in httpx.get(f"{worker.url}/metrics").text
 
         # Cancelled through the service, stopped on the worker.
@@ -76,6 +85,8 @@ def test_builds_on_workers_outlive_every_one_of_them(
         worker.process.kill()
         worker.process.wait()
         until("the builder's end", lambda: gone(builder), 60)
+        until("its silence", lambda: degraded(client), 60)
+        assert "detail" in client.get(location).json()["progress"]
         second = work(**shared)
         until("the build", lambda: client.get(location).json()["status"] == "ready", 120)
 
@@ -97,6 +108,7 @@ def test_builds_on_workers_outlive_every_one_of_them(
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(60) == 0
         assert client.get(location).json()["status"] == "queued"
+        until("its farewell", lambda: degraded(client), 5)
         assert client.delete(location).status_code == 204
 
 
@@ -105,6 +117,12 @@ def ready(worker: Any) -> bool:
         return httpx.get(f"{worker.url}/health/ready").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def degraded(client: httpx.Client) -> dict[str, Any] | None:
+    """What readiness says, where it is not all well."""
+    told = client.get("/health/ready")
+    return told.json() if told.status_code == 200 and told.json()["status"] == "degraded" else None
 
 
 def status(client: httpx.Client, location: str) -> str | None:
