@@ -149,6 +149,8 @@ def _worker(options: argparse.Namespace) -> int:
     from service.jobs.celery_worker import run_worker
     from service.jobs.evaluation import EvaluationSet
     from service.logs import configure_logging
+    from service.security.key_file import KeyFileError
+    from service.security.keys import KeyEntryError
     from service.tracing import TracingError
 
     configure_logging(form=settings.log_format, level=options.log_level)
@@ -156,7 +158,10 @@ def _worker(options: argparse.Namespace) -> int:
         if settings.evaluation_data is not None:  # its builders would die of it, one after the other
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
         return run_worker(settings, log_level=options.log_level)
-    except (EqnetError, TracingError) as error:
+    except KeyEntryError as error:
+        print(f"eqnet: EQNET_API_KEYS: {error}", file=sys.stderr)
+        return 2
+    except (EqnetError, KeyFileError, OSError, TracingError) as error:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
 

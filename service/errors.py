@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -181,7 +182,7 @@ def answer_defect(scope: Scope, error: Exception) -> JSONResponse:
     )
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: Starlette) -> None:
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(EqnetError, _answer_library_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)

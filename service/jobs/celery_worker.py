@@ -52,7 +52,7 @@ class BuildSite:
     def __init__(self, settings: Settings, arguments: list[str], digests: frozenset[str]) -> None:
         assert settings.redis_url is not None
         self._digests = digests
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._stop_tracing = trace_worker()
         self._running: set[asyncio.Task[Any]] = set()
         self._pool = BuilderPool(
@@ -65,7 +65,7 @@ class BuildSite:
             artifacts=ArtifactStore(settings.artifacts_location),
             pool=self._pool,
             lease=settings.lease,
-            metrics=self._metrics,
+            metrics=self.metrics,
         )
         self._roster = Roster(self._redis)
         self._name = uuid.uuid4().hex
@@ -113,10 +113,12 @@ class BuildSite:
             self._do(self._store.check())
         except StoreUnavailableError as error:
             return str(error)
+        if self._presence is None:
+            return "it takes no builds: the broker does not answer yet, or the worker ends"
         return None if self._pool.pids else "no builder runs"
 
     def exposition(self) -> bytes:
-        return self._metrics.exposition(
+        return self.metrics.exposition(
             queued=self._pool.queued, restarts=self._pool.restarts, builders=len(self._pool.pids)
         )
 
@@ -168,6 +170,8 @@ def run_worker(settings: Settings, *, log_level: str) -> int:
 
     Raises:
         TracingError: traces are wanted and cannot be had.
+        KeyEntryError, KeyFileError: the API keys cannot be used.
+        OSError: the port for probes and metrics is taken.
     """
     assert settings.broker_url is not None
     supernets = SupernetCatalogue.open(settings.bundles)
@@ -200,10 +204,10 @@ def run_worker(settings: Settings, *, log_level: str) -> int:
         timer.daemon = True
         timer.start()
 
+    status = WorkerStatus.start(settings, site) if settings.worker_port else None
     worker_ready.connect(present, weak=False)
     worker_shutting_down.connect(drain, weak=False)
     site.start()
-    status = WorkerStatus.start(settings.worker_port, site) if settings.worker_port else None
     try:
         worker = celery.Worker(
             pool="threads",
