@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eqnet_core.space import (
     FIXED_BITS,
+    FORMS,
     Granularity,
     QuantizationForm,
     SearchSpace,
@@ -78,6 +79,8 @@ class CostModel:
         self.fixed_weight_bits = FIXED_BITS * sum(layer.weights for layer in fixed)
         self.float_bytes = 4 * sum(layer.weights + layer.float_parameters for layer in space.layers)
         self._fixed = fixed
+        self._all_weights, self._all_inputs = int(self.weights.sum()), int(self.inputs.sum())
+        self._overhead_bytes = {form: self._count_overhead(form) for form in FORMS}
 
     def fixed_bit_operations(self, *, signed: bool) -> int:
         """Bit operations of the first and the last layer."""
@@ -88,6 +91,9 @@ class CostModel:
 
     def overhead_bytes(self, form: QuantizationForm) -> int:
         """Bytes besides the packed weights: float32 parameters, step sizes and zero-points."""
+        return self._overhead_bytes[form]
+
+    def _count_overhead(self, form: QuantizationForm) -> int:
         layers = self.space.layers
         per_channel = form.weight_granularity is Granularity.PER_CHANNEL
         weight_steps = sum(layer.output_channels if per_channel else 1 for layer in layers)
@@ -108,14 +114,15 @@ class CostModel:
         signed: bool = False,
     ) -> Mapping[str, NDArray[Any]]:
         """The fields of `Cost` as arrays [N], for bits [N, L] of N subnets that share one form."""
-        weights = weight_bits.astype(np.int64)
-        activations = self.space.effective_activation_bits(activation_bits, signed=signed).astype(np.int64)
+        weights = weight_bits.astype(np.int64, copy=False)
+        effective = self.space.effective_activation_bits(activation_bits, signed=signed)
+        activations = effective.astype(np.int64, copy=False)
         packed_bits = weights @ self.weights
         model_bytes = (packed_bits + self.fixed_weight_bits + 7) // 8 + self.overhead_bytes(form)
         operations = (weights * activations) @ self.macs + self.fixed_bit_operations(signed=signed)
         return {
-            "weight_bits": packed_bits / self.weights.sum(),
-            "activation_bits": (activations @ self.inputs) / self.inputs.sum(),
+            "weight_bits": packed_bits / self._all_weights,
+            "activation_bits": (activations @ self.inputs) / self._all_inputs,
             "model_bytes": model_bytes,
             "bit_operations": operations.astype(np.float64),
             "compression": self.float_bytes / model_bytes,

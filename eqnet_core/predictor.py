@@ -31,6 +31,8 @@ _FIRST_LIMIT = 2.0**10
 _WEIGHT_GRID = 2.0**-16
 _WEIGHT_LIMIT = 2.0**3
 _GROUP = 7
+_DECIMALS = 1e12
+"""Accuracies are rounded to its inverse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +97,10 @@ class AccuracyPredictor:
         second += bias_scaled
         np.rint(second, out=second)
         np.maximum(second, 0.0, out=second)
-        correction = (second @ third_scaled).sum(axis=0)[:, 0] / members
+        correction = second.transpose(1, 0, 2).reshape(-1, members * hidden) @ third_scaled / members
         logit = self.centre + self.spread * (additive + correction + self.third_bias)
         # exp may differ by one unit in the last place between machines: do not hand that out
-        accuracy: NDArray[np.float64] = np.round(1.0 / (1.0 + np.exp(-logit)), 12)
+        accuracy: NDArray[np.float64] = np.rint(_DECIMALS * (1.0 / (1.0 + np.exp(-logit)))) / _DECIMALS
         return accuracy
 
     @cached_property
@@ -107,7 +109,7 @@ class AccuracyPredictor:
         return (
             self.second / _FIRST_GRID,
             self.second_bias / _FIRST_GRID,
-            (self.third * _FIRST_GRID)[:, :, None],
+            (self.third * _FIRST_GRID).reshape(-1),
         )
 
     def interval(self, accuracy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -118,7 +120,7 @@ class AccuracyPredictor:
         that a measurement on as many images as the samples' shows, noise of that measurement included.
         """
         half = np.interp(accuracy, self.interval_accuracy, self.interval_half_width)
-        return np.clip(accuracy - half, 0.0, 1.0), np.clip(accuracy + half, 0.0, 1.0)
+        return np.maximum(accuracy - half, 0.0), np.minimum(accuracy + half, 1.0)
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """Everything `from_tensors` needs, by name."""
@@ -206,8 +208,10 @@ class AccuracyPredictor:
         second_reach = np.abs(self.second_bias[:, 0]) + np.einsum(
             "mh,mhk->mk", reach[:-1].reshape(self.third.shape), np.abs(self.second)
         )
+        logits = (self.centre, self.spread, *self.interval_accuracy, *self.interval_half_width)
         return bool(
-            reach.max() < _FIRST_LIMIT
+            np.isfinite(logits).all()
+            and reach.max() < _FIRST_LIMIT
             and second_reach.max() < _FIRST_LIMIT
             and self.third.size <= 1024
             and all(_on_grid(values, _FIRST_GRID) for values in (self.first, self.first_bias))

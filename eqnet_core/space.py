@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -176,25 +176,26 @@ class SearchSpace:
         """
         if not signed:
             return activation_bits
-        nonnegative = np.array([layer.nonnegative for layer in self.searchable])
-        return np.where(nonnegative, np.minimum(activation_bits, 7), activation_bits)
+        return np.where(self._nonnegative, np.minimum(activation_bits, 7), activation_bits)
+
+    @cached_property
+    def _nonnegative(self) -> NDArray[np.bool_]:
+        """Of the inputs of the searchable layers, [L]."""
+        return np.array([layer.nonnegative for layer in self.searchable])
 
     def encode(self, configurations: Sequence[SubnetConfiguration]) -> NDArray[np.float32]:
         """Predictor input [N, encoding_size]: form one-hots, narrow range, one-hot bits per layer."""
         for configuration in configurations:
             self.check(configuration)
         weight_bits = np.array([c.weight_bits for c in configurations], dtype=np.int64)
-        named_bits = np.array([c.activation_bits for c in configurations], dtype=np.int64)
-        activation_bits = np.where(
-            np.array([[c.signed] for c in configurations]),
-            self.effective_activation_bits(named_bits, signed=True),
-            named_bits,
-        )
-        heads = {
-            (form, narrow_range): _encode_head(form, narrow_range=narrow_range)
-            for form, narrow_range in {(c.form, c.narrow_range) for c in configurations}
-        }
-        head = np.stack([heads[c.form, c.narrow_range] for c in configurations])
+        activation_bits = np.array([c.activation_bits for c in configurations], dtype=np.int64)
+        if any(c.signed for c in configurations):
+            activation_bits = np.where(
+                np.array([[c.signed] for c in configurations]),
+                self.effective_activation_bits(activation_bits, signed=True),
+                activation_bits,
+            )
+        head = np.array([_encode_head(c.form, narrow_range=c.narrow_range) for c in configurations])
         return _encode(head, weight_bits, activation_bits)
 
     def encode_population(
@@ -217,6 +218,7 @@ class SearchSpace:
         return 7 + 2 * len(BIT_WIDTHS) * len(self.searchable)
 
 
+@cache
 def _encode_head(form: QuantizationForm, *, narrow_range: bool) -> NDArray[np.float32]:
     axes = (
         form.weight_granularity is Granularity.PER_CHANNEL,
@@ -224,15 +226,20 @@ def _encode_head(form: QuantizationForm, *, narrow_range: bool) -> NDArray[np.fl
         form.activation_symmetry is Symmetry.ASYMMETRIC,
     )
     one_hots = [value for axis in axes for value in (not axis, axis)]
-    return np.array([*one_hots, narrow_range], dtype=np.float32)
+    head = np.array([*one_hots, narrow_range], dtype=np.float32)
+    head.flags.writeable = False  # everybody gets the same one
+    return head
+
+
+_ONE_HOT = (np.arange(max(BIT_WIDTHS) + 1)[:, None] == np.array(BIT_WIDTHS)).astype(np.float32)
+"""[bits, len(BIT_WIDTHS)]: all zeros where there is no such bit-width."""
 
 
 def _encode(
     head: NDArray[np.float32], weight_bits: NDArray[Any], activation_bits: NDArray[Any]
 ) -> NDArray[np.float32]:
-    bits = np.concatenate([weight_bits, activation_bits], axis=1)
-    one_hot = (bits[:, :, None] == np.array(BIT_WIDTHS)).astype(np.float32)
-    return np.concatenate([head, one_hot.reshape(len(bits), -1)], axis=1)
+    one_hot = _ONE_HOT[np.concatenate([weight_bits, activation_bits], axis=1)]
+    return np.concatenate([head, one_hot.reshape(len(head), -1)], axis=1)
 
 
 def configuration_to_json(configuration: SubnetConfiguration, space: SearchSpace) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def named_device(name: str, *, pointer: str = "/device") -> Device:
         ProblemError: 422, an unknown device, or one that no subnet can be made for.
     """
     known = catalogue()
-    names = ", ".join(known)
     if name in known:
         return known[name]
+    names = ", ".join(known)
     if name in known.unsupported:
         because = known.unsupported[name].because
         raise ProblemError(

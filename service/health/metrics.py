@@ -38,6 +38,7 @@ class Metrics:
             buckets=_ANSWER_BUCKETS,
             registry=self._registry,
         )
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.refused = Counter(
             "eqnet_refused_requests_total",
             "Requests refused for their key: unauthorized, forbidden, rate-limited",
@@ -78,8 +79,13 @@ class Metrics:
         )
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method, route, status).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        kept = self._answered.get((method, route, status))
+        if kept is None:  # found once: finding them again takes as long as counting
+            kept = self._requests.labels(method, route, status), self._request_seconds.labels(route)
+            self._answered[method, route, status] = kept
+        requests, request_seconds = kept
+        requests.inc()
+        request_seconds.observe(seconds)
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         """The stages of a build that has ended."""

@@ -10,6 +10,7 @@ from eqnet_core.factory import Factory
 from eqnet_core.pareto import FrontAxis, front
 from eqnet_core.profile import DeviceProfile
 from eqnet_core.space import (
+    BIT_WIDTHS,
     NARROW_RANGE_ADVICE,
     Granularity,
     QuantizationForm,
@@ -23,6 +24,7 @@ from service.errors import ProblemError, problem_of
 from service.predictions.schemas import PredictionQuery
 from service.supernets.catalogue import SupernetCatalogue
 
+_BITS = {str(bits): bits for bits in BIT_WIDTHS}
 _AXES = ("weight_granularity", "weight_symmetry", "activation_symmetry")
 
 
@@ -173,9 +175,8 @@ def read_bits(text: str, pointer: str) -> int | list[int]:
     Raises:
         ProblemError: something else.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part in ("2", "3", "4", "5", "6", "7", "8") for part in parts):
-        detail = "must be a number in 2..8, or a comma-separated list of them"
-        raise ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
-    bits = [int(part) for part in parts]
+    try:
+        bits = [_BITS[part.strip()] for part in text.split(",")]
+    except KeyError:
+        raise _invalid(pointer, "must be a number in 2..8, or a comma-separated list of them") from None
     return bits[0] if len(bits) == 1 else bits
