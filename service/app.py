@@ -15,6 +15,7 @@ from service.data_folder import DataFolder
 from service.devices.endpoints import router as devices
 from service.embedded import EmbeddedStore
 from service.errors import install_error_handlers
+from service.head import HeadRequests
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
 from service.jobs.evaluation import evaluation_digest
@@ -46,7 +47,7 @@ _COMPUTING = 2
 """Fronts and long lists of predictions that are computed at once; the others wait for their turn."""
 
 _DESCRIPTION = """One quantised network per device: ask for a subnet that fits a device and a budget.
-Accuracies are fractions in [0, 1], sizes bytes, times seconds."""
+Accuracies are fractions in [0, 1], sizes bytes, times seconds. `HEAD` works wherever `GET` does."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     keys = settings.keys
     install_document(app, keys)
     install_allowed_methods(app)
+    app.add_middleware(HeadRequests, routes=app.routes)
     app.add_middleware(
         RequestLimits,
         limits={"/subnets": settings.max_body, "/predict-accuracy": _LIST_BODY},

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import httpx
+
+_ATTEMPTS = 5
+"""At a file, and at asking how a build goes, while connections break or the service starts again."""
+
+_PAUSE = 0.5
+"""Seconds between questions, and between attempts."""
 
 
 class ServiceError(Exception):
@@ -59,8 +67,8 @@ class Client:
         while record["status"] not in ("ready", "failed"):
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"subnet {record['id']} is still {record['status']}")
-            time.sleep(0.5)
-            record = self.record(record["id"])
+            time.sleep(_PAUSE)
+            record = self._record_soon(record["id"], deadline)
         if record["status"] == "failed":
             raise ServiceError(record["problem"]["status"], record["problem"])
         return record
@@ -84,14 +92,73 @@ class Client:
         return response.content
 
     def download(self, record: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Save every artifact of a record into `folder`, which is made if need be."""
+        """Save every artifact of a record into `folder`, which is made if need be. A file is there once it is
+        whole and has the record's digest, or stays what it was; one whose connection breaks is gone on with.
+
+        Raises:
+            ValueError: a file was damaged on the way.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         saved = []
         for file in record["artifacts"]:
             path = folder / Path(file["name"]).name
-            path.write_bytes(self.artifact(record["id"], file["name"]))
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                self._fetch(f"/subnets/{record['id']}/artifacts/{file['name']}", partial, file)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
             saved.append(path)
         return saved
+
+    def _fetch(self, url: str, partial: Path, file: Mapping[str, Any]) -> None:
+        """Write the file of a record's entry; each attempt goes on where the one before broke off."""
+        with partial.open("w+b") as out:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    self._fetch_rest(url, out, file)
+                    break
+                except httpx.TransportError:
+                    if attempt == _ATTEMPTS:
+                        raise
+                    time.sleep(_PAUSE)
+            out.flush()
+            os.fsync(out.fileno())
+            out.seek(0)
+            digest = hashlib.file_digest(out, "sha256").hexdigest()
+        if digest != file["sha256"]:
+            raise ValueError(f"{file['name']} was damaged on the way: fetch it again")
+
+    def _fetch_rest(self, url: str, out: BinaryIO, file: Mapping[str, Any]) -> None:
+        had = out.tell()
+        if had == file["bytes"]:
+            return
+        headers = {"Accept-Encoding": "identity"}
+        if had:
+            headers |= {"Range": f"bytes={had}-", "If-Range": f'"{file["sha256"]}"'}
+        with self._http.stream("GET", url, headers=headers) as response:
+            if response.is_error:
+                response.read()
+            _raise_problem(response)
+            if had and response.status_code != 206:  # all of it once more
+                out.seek(0)
+                out.truncate()
+            for part in response.iter_bytes():
+                out.write(part)
+                if out.tell() > file["bytes"]:  # not what the record says, and maybe without end
+                    return
+
+    def _record_soon(self, subnet: str, deadline: float) -> dict[str, Any]:
+        """The record, from a service that may be starting again just now."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self.record(subnet)
+            except (httpx.TransportError, ServiceError) as error:
+                gone = isinstance(error, ServiceError) and error.status != 503
+                if gone or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_PAUSE)
+        return self.record(subnet)
 
     def predict_accuracy(self, **query: Any) -> dict[str, Any]:
         """One prediction, for the parameters of `GET /predict-accuracy`; bits may be Python lists."""
@@ -115,10 +182,14 @@ class Client:
 
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         response = self._http.request(method, url, **options)
-        if response.is_error:
-            try:
-                document = response.json()
-            except ValueError:
-                document = {"detail": f"HTTP {response.status_code} without a problem document"}
-            raise ServiceError(response.status_code, document)
+        _raise_problem(response)
         return response
+
+
+def _raise_problem(response: httpx.Response) -> None:
+    if response.is_error:
+        try:
+            document = dict(response.json())
+        except (ValueError, TypeError):
+            document = {"detail": f"HTTP {response.status_code} without a problem document"}
+        raise ServiceError(response.status_code, document)

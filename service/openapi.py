@@ -26,7 +26,10 @@ def install_document(app: FastAPI, keys: KeysInForce) -> None:
 
 def install_allowed_methods(app: FastAPI) -> None:
     """Make a 405 name all methods of its path; routes by themselves name only their own."""
-    allowed = {path: sorted(operations) for path, operations in _paths(app).items()}
+    allowed = {
+        path: sorted({*operations, *(["head"] if "get" in operations else [])})
+        for path, operations in _paths(app).items()
+    }
     patterns = [(compile_path(path)[0], methods) for path, methods in allowed.items()]
 
     async def answer(request: Request, error: Exception) -> Response:

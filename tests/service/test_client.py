@@ -1,8 +1,14 @@
 """The Python client against a real server."""
 
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.client import Client, ServiceError
@@ -23,6 +29,91 @@ def test_the_way_of_a_deployment_tool(server: Server, tmp_path: Path) -> None:
         with pytest.raises(ServiceError) as raised:
             client.record(record["id"])
     assert (raised.value.status, raised.value.code) == (404, "unknown-subnet")
+
+
+@contextmanager
+def cutting(port: int, *, after: int, times: int) -> Iterator[tuple[str, list[bytes]]]:
+    """The server at `port` behind a wire that breaks: the first `times` connections bring `after` bytes at
+    most. Its URL, and what was asked.
+    """
+    asked: list[bytes] = []
+
+    def carry(client: socket.socket, limit: float) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            request = client.recv(65536)
+            asked.append(request)
+            server.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            carried = 0
+            while carried < limit and (part := server.recv(4096)):
+                client.sendall(part)
+                carried += len(part)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            count = 0
+            while True:
+                try:
+                    client, _ = listening.accept()
+                except OSError:
+                    return
+                count += 1
+                limit = after if count <= times else math.inf
+                threading.Thread(target=carry, args=(client, limit), daemon=True).start()
+
+        accepting = threading.Thread(target=serve, daemon=True)
+        accepting.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", asked
+        listening.shutdown(socket.SHUT_RDWR)
+    accepting.join(30)
+
+
+@pytest.fixture(scope="module")
+def record(server: Server) -> dict[str, Any]:
+    with Client(server.url) as client:
+        return client.subnet(device="fpga-mixed", budget={"weight_bits": 3.0}, search=SEARCH | {"seed": 22})
+
+
+def whole(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The record with one of its files only."""
+    return record | {"artifacts": [file for file in record["artifacts"] if file["name"] == name]}
+
+
+def test_a_download_goes_on_where_its_connection_broke(
+    server: Server, record: dict[str, Any], tmp_path: Path
+) -> None:
+    port = httpx.URL(server.url).port
+    assert port is not None
+    with (
+        cutting(port, after=60_000, times=2) as (url, asked),
+        Client(url) as client,
+        Client(server.url) as direct,
+    ):
+        (saved,) = client.download(whole(record, "model.safetensors"), tmp_path)
+        assert saved.read_bytes() == direct.artifact(record["id"], "model.safetensors")
+    assert [b"range: bytes=" in request.lower() for request in asked] == [False, True, True]
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_a_download_that_fails_leaves_what_was_there(
+    server: Server, record: dict[str, Any], tmp_path: Path
+) -> None:
+    port = httpx.URL(server.url).port
+    assert port is not None
+    old = tmp_path / "model.safetensors"
+    old.write_bytes(b"the one before")
+    with (
+        cutting(port, after=600, times=99) as (url, _),
+        Client(url) as client,
+        pytest.raises(httpx.TransportError),
+    ):
+        client.download(whole(record, "model.safetensors"), tmp_path)
+    other = whole(record, "model.safetensors")
+    other["artifacts"] = [other["artifacts"][0] | {"sha256": "0" * 64}]
+    with Client(server.url) as client, pytest.raises(ValueError, match="damaged on the way"):
+        client.download(other, tmp_path)
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_bytes() == b"the one before"
 
 
 def test_predictions_devices_supernets(server: Server) -> None:
