@@ -15,7 +15,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,7 @@ from eqnet_core.statistics import StatisticsPredictor
 if TYPE_CHECKING:
     from eqnet_core.export.onnx_exact import ExactExporter
     from eqnet_core.export.onnx_integer import IntegerExporter
+    from eqnet_core.export.template import FloatGraph
     from eqnet_core.supernet import Statistics, Supernet
 
 INTEGER = "model.integer.onnx"
@@ -79,6 +81,7 @@ class Factory:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._lock = threading.Lock()
+        self._graph: FloatGraph | None = None
         self._workshop: _Workshop | None = None
 
     @classmethod
@@ -169,13 +172,29 @@ class Factory:
         """
         return self.costs.of_all(configurations)
 
-    def warm(self) -> None:
+    def trace(self) -> FloatGraph:
+        """The float graph that `warm` makes unless it is given one: seconds, and 250 MB of modules that stay
+        loaded, which a process of its own can have instead.
+
+        Raises:
+            BundleError: an architecture that this version does not have.
+        """
+        from eqnet_core.export.template import trace_float_graph
+
+        bundle = self.bundle
+        with _for_this_version(bundle):
+            return trace_float_graph(bundle.architecture, bundle.input.shape, len(bundle.classes))
+
+    def warm(self, graph: FloatGraph | None = None) -> None:
         """Load the supernet and prepare the export now: seconds that the first `build` then does not take.
+
+        `graph` is what `trace` of a factory of the same bundle returned.
 
         Raises:
             BundleError: an architecture that this version does not have, or tensors that do not fit it.
         """
         with self._lock:
+            self._graph = graph
             self._prepare()
 
     def build(
@@ -233,28 +252,33 @@ class Factory:
 
     def _prepare(self) -> _Workshop:
         if self._workshop is None:
-            self._workshop = _Workshop(self)
+            self._workshop = _Workshop(self, self._graph)
         return self._workshop
+
+
+@contextmanager
+def _for_this_version(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except (InvalidConfigurationError, AttributeError) as error:
+        raise BundleError(f"bundle {bundle.name} is not for this version: {error}") from error
 
 
 class _Workshop:
     """The torch side of a factory: what loads once and then builds many subnets."""
 
-    def __init__(self, factory: Factory) -> None:
+    def __init__(self, factory: Factory, graph: FloatGraph | None) -> None:
         from eqnet_core.calibration import normalised_batches
         from eqnet_core.export.onnx_exact import ExactExporter
         from eqnet_core.export.onnx_integer import IntegerExporter
         from eqnet_core.export.proof import natural_images
-        from eqnet_core.export.template import trace_float_graph
         from eqnet_core.supernet import Supernet
 
         bundle = factory.bundle
         self._factory = factory
-        try:
+        with _for_this_version(bundle):
             self._supernet: Supernet = Supernet.from_bundle(bundle)
-        except (InvalidConfigurationError, AttributeError) as error:
-            raise BundleError(f"bundle {bundle.name} is not for this version: {error}") from error
-        graph = trace_float_graph(bundle.architecture, bundle.input.shape, len(bundle.classes))
+        graph = factory.trace() if graph is None else graph
         self._exporter: ExactExporter = ExactExporter(
             bundle.architecture, bundle.input, bundle.classes, graph=graph
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from eqnet_core.errors import ArtifactError, InvalidConfigurationError
 from eqnet_core.models import build_model
@@ -98,6 +100,19 @@ class SubnetModule(nn.Module):
         return {m.name: m for m in self.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
 
 
+class _NoRandomNumbers(TorchFunctionMode):
+    """Weights that are all replaced need neither memory nor random numbers. Without memory alone, torch would
+    load its symbolic shapes, 200 MB, to check what it does not draw.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def build_module(subnet: Subnet) -> SubnetModule:
     """The simulation of `subnet`, in evaluation mode on the CPU.
 
@@ -105,8 +120,7 @@ def build_module(subnet: Subnet) -> SubnetModule:
         ArtifactError: layers, BatchNorms or shapes are not those of the architecture.
     """
     try:
-        # Without memory and random numbers for weights that are all replaced.
-        with torch.device("meta"):
+        with torch.device("meta"), _NoRandomNumbers():
             network = build_model(subnet.architecture, len(subnet.classes))
     except InvalidConfigurationError as error:
         raise ArtifactError(f"cannot build this subnet: {error}") from error

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxscript import optimizer
 from torch import nn
 
 from eqnet_core.errors import UnsupportedTargetError
@@ -124,6 +122,10 @@ def _quiet() -> Iterator[None]:
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Shape arithmetic computed; the whole optimiser would also fuse BatchNorm."""
+    # Imported here: 60 MB that a process which gets its graph from another one does without.
+    import onnx_ir
+    from onnxscript import optimizer
+
     graph = onnx_ir.serde.deserialize_model(model)
     optimizer.fold_constants(graph)
     optimizer.remove_unused_nodes(graph)

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from eqnet_core.errors import EqnetError
 from eqnet_core.factory import Factory
+from service.jobs.apart import run_apart
 from service.jobs.evaluation import EvaluationSet
 from service.logs import configure_logging, subnet_id
 from service.subnets.artifacts import ArtifactStore
@@ -25,6 +26,10 @@ logger = logging.getLogger("eqnet.builder")
 
 _PROGRESS_INTERVAL = 0.1
 """Seconds; a search has thousands of generations and nobody reads as fast."""
+
+
+_TRACE_SECONDS = 120.0
+"""Where it takes 3: a busy machine."""
 
 
 class NotLoadedError(EqnetError):
@@ -55,7 +60,9 @@ class Worker:
                 logger.error("nothing is built from %s: %s", path, error)
                 continue
             try:
-                factory.warm()
+                # Apart: what traces a graph is a quarter of a builder's memory, and never needed again. A
+                # graph that cannot be made there is made here, which then says why.
+                factory.warm(run_apart(factory.trace, seconds=_TRACE_SECONDS))
             except EqnetError as error:
                 logger.error("nothing is built from %s: %s", path, error)
                 self._failures[factory.bundle.digest] = str(error)
