@@ -1,7 +1,15 @@
 """What the service carries: `python benchmarks/load.py [--minutes 30]` prints tables.
 
 The yardstick is a bare FastAPI endpoint that does one Redis GET, run by the same server with the same
-settings on the same store. Rounds are interleaved, so that a busy machine slows all rows alike.
+settings on the same store. Its rounds lie between those of the others, each of which is compared with the two
+beside it, and the median of these ratios is shown: a busy machine slows both alike, a passing disturbance
+spoils one ratio. What is asked for while a build runs is compared with the yardstick when none does.
+
+`--rounds 0 --minutes 30` is the mixed load alone, `--rate` requests per second of it. Memory is flat when the
+median of the last quarter is at most 5 % above that of the second. The first quarter is warm-up: callers meet
+every kind of request and answer, caches fill (512 records, 1,024 predictions), and malloc reaches the most
+that was ever needed at once. Quarters are printed, and the slope after the warm-up, so that what would go on
+growing shows.
 """
 
 from __future__ import annotations
@@ -26,8 +34,10 @@ from pathlib import Path
 from typing import Any
 
 CONNECTIONS = 16
-ROUND_SECONDS = 2.0
+CALLERS = 8
+ROUND_SECONDS = 1.5
 IDENTICAL = 1000
+FLAT = 0.05
 REQUEST: dict[str, Any] = {"device": "fpga-mixed", "budget": {"weight_bits": 4.0, "activation_bits": 4.0}}
 QUICK = {"population": 20, "generations": 20}
 LONG = {"population": 400, "generations": 10_000}
@@ -141,7 +151,9 @@ class Row:
     processor: list[float] = field(default_factory=list)
     """Microseconds of the web process's processor time per request: what a busy machine changes least."""
     rates: list[float] = field(default_factory=list)
-    seconds: list[list[float]] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    rate_ratios: list[float] = field(default_factory=list)
+    p99_ratios: list[float] = field(default_factory=list)
 
     async def round(self, duration: float) -> None:
         seconds: list[float] = []
@@ -159,12 +171,13 @@ class Row:
 
         await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
         self.rates.append(len(seconds) / (time.perf_counter() - started))
-        self.seconds.append(seconds)
+        self.p99.append(statistics.quantiles(seconds, n=100)[98])
         self.processor.append(1e6 * (self.server.processor_seconds() - used) / len(seconds))
 
-    @property
-    def p99(self) -> list[float]:
-        return [statistics.quantiles(seconds, n=100)[98] for seconds in self.seconds]
+    def compare(self, yardstick: Row, rounds: int) -> None:
+        """The last round with the yardstick's last `rounds`."""
+        self.rate_ratios.append(self.rates[-1] / statistics.mean(yardstick.rates[-rounds:]))
+        self.p99_ratios.append(self.p99[-1] / statistics.mean(yardstick.p99[-rounds:]))
 
 
 def serve_bare(socket_url: str, port: int) -> None:
@@ -212,37 +225,40 @@ async def throughput(service: Started, bare: Started, rounds: int) -> None:
         if status not in (200, 201):
             raise SystemExit(f"answered {status}: {answer[:500]!r}")
         warm.append(encoded("POST", "/subnets", body))
+    yardstick = Row(bare, [encoded("GET", "/bare")])
     rows = {
-        "bare endpoint, one Redis GET": Row(bare, [encoded("GET", "/bare")]),
         "POST /subnets, warm": Row(service, warm),
         "GET /predict-accuracy, asked before": Row(service, predictions(100)),
         "GET /predict-accuracy, always another": Row(service, predictions(5000)),
     }
-    building = {f"{name}, while building": Row(row.server, row.requests) for name, row in rows.items()}
-    for row in rows.values():
+    everything = {"bare endpoint, one Redis GET": yardstick, **rows}
+    building = {f"{name}, while building": Row(row.server, row.requests) for name, row in everything.items()}
+    for row in everything.values():
         await row.round(0.5)
-    for row in rows.values():
         row.rates.clear()
-        row.seconds.clear()
+        row.p99.clear()
         row.processor.clear()
     for number in range(rounds):
+        await yardstick.round(ROUND_SECONDS)
         for row in rows.values():
             await row.round(ROUND_SECONDS)
+            await yardstick.round(ROUND_SECONDS)
+            row.compare(yardstick, 2)
         body = REQUEST | {"search": LONG | {"seed": 1000 + number}}
         _, answer = await once(service.port, encoded("POST", "/subnets", body, prefer="respond-async"))
         subnet = json.loads(answer)["id"]
         await until_status(service.port, subnet, "building")
         for row in building.values():
             await row.round(ROUND_SECONDS)
+            row.compare(yardstick, 1 + len(rows))
         _, answer = await once(service.port, encoded("GET", f"/subnets/{subnet}"))
         if json.loads(answer)["status"] != "building":
             raise SystemExit("the build ended before its round did")
         await once(service.port, encoded("DELETE", f"/subnets/{subnet}"))
-    yardstick = next(iter(rows.values()))
     print(f"{'':54}{'requests/s':>11}{'of bare':>9}{'p99 ms':>9}{'of bare':>9}{'processor µs':>14}")
-    for name, row in {**rows, **building}.items():
-        rate = statistics.median(a / b for a, b in zip(row.rates, yardstick.rates, strict=True))
-        late = statistics.median(a / b for a, b in zip(row.p99, yardstick.p99, strict=True))
+    for name, row in {**everything, **building}.items():
+        rate = statistics.median(row.rate_ratios or [1.0])
+        late = statistics.median(row.p99_ratios or [1.0])
         print(
             f"{name:54}{statistics.median(row.rates):11.0f}{rate:9.2f}"
             f"{1000 * statistics.median(row.p99):9.1f}{late:9.2f}"
@@ -271,15 +287,21 @@ async def builds(port: int) -> float:
     return sum(float(line.split()[-1]) for line in lines)
 
 
-async def soak(service: Started, minutes: float) -> None:
+async def soak(service: Started, minutes: float, rate: float) -> None:
     """Everything there is, from eight callers, and what the processes hold over time."""
-    deadline = time.perf_counter() + 60 * minutes
+    started = time.perf_counter()
+    deadline = started + 60 * minutes
     counts: dict[int, int] = {}
 
     async def caller(number: int) -> None:
         generator = random.Random(number)
+        sent = 0
         while time.perf_counter() < deadline:
             for request in mixture(generator):
+                if rate:
+                    due = started + sent * CALLERS / rate
+                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                sent += 1
                 status, answer = await once(service.port, request)
                 counts[status] = counts.get(status, 0) + 1
                 if status >= 500:
@@ -292,23 +314,25 @@ async def soak(service: Started, minutes: float) -> None:
                         status, _ = await once(service.port, encoded(method, path))
                         counts[status] = counts.get(status, 0) + 1
 
-    async def watch() -> list[dict[str, float]]:
+    async def watch() -> list[tuple[float, dict[str, float]]]:
         found = []
-        while time.perf_counter() < deadline:
-            found.append(service.memory())
+        while (now := time.perf_counter()) < deadline:
+            found.append((now, service.memory()))
             await asyncio.sleep(2)
         return found
 
-    *_, found = await asyncio.gather(*(caller(number) for number in range(8)), watch())
+    *_, found = await asyncio.gather(*(caller(number) for number in range(CALLERS)), watch())
     print(f"{minutes:g} minutes of mixed load: statuses {dict(sorted(counts.items()))}")
-    half = len(found) // 2
-    quarter = half // 2
     for name in ("web", "builder", "store"):
-        sizes = [sample[name] for sample in found if name in sample]
-        early, late = statistics.median(sizes[half - quarter : half]), statistics.median(sizes[-quarter:])
+        sizes = [(at, sample[name]) for at, sample in found if name in sample]
+        parts = [sizes[len(sizes) * k // 4 : len(sizes) * (k + 1) // 4] for k in range(4)]
+        medians = [statistics.median(size for _, size in part) for part in parts]
+        slope, _ = statistics.linear_regression(*zip(*(sizes[len(sizes) // 4 :]), strict=True))
+        growth = medians[3] / medians[1] - 1
         print(
-            f"{name:8} MB: {early:.1f} in the second quarter, {late:.1f} in the last "
-            f"({late / early - 1:+.1%}), highest {max(sizes):.1f}"
+            f"{name:8} MB by quarters: {', '.join(f'{median:.1f}' for median in medians)}; last over second "
+            f"{growth:+.1%} ({'flat' if growth <= FLAT else 'NOT FLAT'}), {3600 * slope:+.1f} per hour after "
+            f"the first, highest {max(size for _, size in sizes):.1f}"
         )
 
 
@@ -329,7 +353,7 @@ def mixture(generator: random.Random) -> Iterator[bytes]:
     yield encoded("POST", "/subnets", body, prefer="respond-async")
 
 
-async def measure(rounds: int, minutes: float) -> None:
+async def measure(rounds: int, minutes: float, rate: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {"EQNET_DATA_DIR": str(folder / "data"), "EQNET_BUILDERS": "1", "EQNET_RATE_LIMIT": "0"}
@@ -344,7 +368,7 @@ async def measure(rounds: int, minutes: float) -> None:
             if rounds:
                 await throughput(service, bare, rounds)
             if minutes:
-                await soak(service, minutes)
+                await soak(service, minutes, rate)
         finally:
             bare.stop()
             service.stop()
@@ -352,15 +376,18 @@ async def measure(rounds: int, minutes: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of each call (default 5)")
+    parser.add_argument("--rounds", type=int, default=7, help="of each call (default 7)")
     parser.add_argument("--minutes", type=float, default=30.0, help="of mixed load (default 30)")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="of the mixed load, per second (as fast as it goes)"
+    )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
         serve_bare(options.bare, options.port)
         return
-    asyncio.run(measure(options.rounds, options.minutes))
+    asyncio.run(measure(options.rounds, options.minutes, options.rate))
 
 
 if __name__ == "__main__":

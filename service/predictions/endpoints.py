@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Response
 from fastapi.responses import JSONResponse
+from pydantic import SkipValidation
+from pydantic_core import to_json
 
 from eqnet_core.pareto import MAX_POINTS, FrontAxis
 from eqnet_core.profile import MAX_SEED
@@ -39,30 +40,44 @@ _ACCEPTED = Query(
 )
 
 
-async def predict_one(
-    state: State,
-    weight_bits: Annotated[str, _BITS],
-    activation_bits: Annotated[str, _BITS],
+async def _named_form(
     supernet: Annotated[str | None, Query(max_length=200)] = None,
-    device: Annotated[str | None, Query(max_length=200, description="Instead of the three axes")] = None,
+    device: Annotated[str | None, Query(max_length=200, description="Instead of the form")] = None,
     weight_granularity: Granularity | None = None,
     weight_symmetry: Symmetry | None = None,
     activation_symmetry: Symmetry | None = None,
     narrow_range: bool | None = None,
     signed: bool | None = None,
+) -> dict[str, Any]:
+    return {
+        "supernet": supernet,
+        "device": device,
+        "weight_granularity": weight_granularity,
+        "weight_symmetry": weight_symmetry,
+        "activation_symmetry": activation_symmetry,
+        "narrow_range": narrow_range,
+        "signed": signed,
+    }
+
+
+NamedForm = Annotated[dict[str, Any], Depends(_named_form)]
+"""The members of a PredictionQuery that name a supernet and a form, as query parameters."""
+
+
+async def predict_one(
+    state: State,
+    form: NamedForm,
+    weight_bits: Annotated[str, _BITS],
+    activation_bits: Annotated[str, _BITS],
 ) -> Response:
     query = PredictionQuery(
-        supernet=supernet,
-        device=device,
-        weight_granularity=weight_granularity,
-        weight_symmetry=weight_symmetry,
-        activation_symmetry=activation_symmetry,
-        narrow_range=narrow_range,
-        signed=signed,
         weight_bits=read_bits(weight_bits, "/weight_bits"),
         activation_bits=read_bits(activation_bits, "/activation_bits"),
+        **form,
     )
-    return JSONResponse(predict([query], state.supernets, listed=False)[0])
+    return Response(
+        to_json(predict([query], state.supernets, listed=False)[0]), media_type="application/json"
+    )
 
 
 router.add_api_route(
@@ -81,14 +96,13 @@ router.add_api_route(
     response_model=list[Prediction],
     responses=problem_responses(413, 415, 422, 503),
 )
-async def predict_many(queries: PredictionQueries, state: State) -> Response:
+async def predict_many(
+    queries: Annotated[PredictionQueries, SkipValidation, Body()], state: State
+) -> Response:
     def answer() -> bytes:
-        # One by one: rendering all of them in one go would keep every other request waiting.
-        answers = predict(queries.root, state.supernets, listed=True)
-        texts = (
-            json.dumps(one, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for one in answers
-        )
-        return b"[%b]" % ",".join(texts).encode()
+        # In parts and one by one: what checks or renders all in one go keeps every other request waiting.
+        answers = predict(PredictionQueries.in_parts(queries), state.supernets, listed=True)
+        return b"[%b]" % b",".join(map(to_json, answers))
 
     async with state.computing:
         return Response(await asyncio.to_thread(answer), media_type="application/json")
@@ -102,29 +116,18 @@ async def predict_many(queries: PredictionQueries, state: State) -> Response:
 )
 async def front(
     state: State,
-    supernet: Annotated[str | None, Query(max_length=200)] = None,
-    device: Annotated[str | None, Query(max_length=200, description="Instead of a profile")] = None,
-    weight_granularity: Granularity | None = None,
-    weight_symmetry: Symmetry | None = None,
-    activation_symmetry: Symmetry | None = None,
-    narrow_range: bool | None = None,
-    signed: bool | None = None,
+    form: NamedForm,
     weight_bits: Annotated[str | None, _ACCEPTED] = None,
     activation_bits: Annotated[str | None, _ACCEPTED] = None,
     axis: Annotated[FrontAxis, Query(description="Which averages the budget bounds")] = FrontAxis.BOTH,
     points: Annotated[int, Query(ge=2, le=MAX_POINTS, description="Budgets along the front")] = 25,
     seed: Annotated[int, Query(ge=0, le=MAX_SEED)] = 0,
 ) -> Response:
-    factory = state.supernets.in_request(supernet)
+    factory = state.supernets.in_request(form["supernet"])
     query = PredictionQuery(
-        device=device,
-        weight_granularity=weight_granularity,
-        weight_symmetry=weight_symmetry,
-        activation_symmetry=activation_symmetry,
-        narrow_range=narrow_range,
-        signed=signed,
         weight_bits=_listed_bits(weight_bits, "/weight_bits"),
         activation_bits=_listed_bits(activation_bits, "/activation_bits"),
+        **form,
     )
     bits_given = weight_bits is not None or activation_bits is not None
     profile = resolve_query(query, bits_given=bits_given)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from service.subnets.schemas import Bits, BudgetSchema, Configuration, Cost, Profile, Strict
 
 MAX_PREDICTIONS = 10_000
+_PART = 100
+_ERRORS = 50
 
 Granularity = Literal["per_tensor", "per_channel"]
 Symmetry = Literal["symmetric", "asymmetric"]
@@ -50,6 +53,31 @@ class PredictionQueries(RootModel[list[PredictionQuery]]):
     )
 
     root: Annotated[list[PredictionQuery], Field(min_length=1, max_length=MAX_PREDICTIONS)]
+
+    @classmethod
+    def in_parts(cls, document: Any) -> list[PredictionQuery]:
+        """`model_validate(document).root`, between whose parts other threads get their turn.
+
+        Raises:
+            RequestValidationError: what is wrong, the first errors of it where it is a lot.
+        """
+        errors: list[Any] = []
+        queries: list[PredictionQuery] = []
+        whole = isinstance(document, list) and 0 < len(document) <= MAX_PREDICTIONS
+        for start in range(0, len(document), _PART) if whole else [0]:
+            try:
+                queries += cls.model_validate(document[start : start + _PART] if whole else document).root
+            except ValidationError as error:
+                for entry in error.errors(include_url=False):
+                    position = entry["loc"]
+                    if whole:
+                        position = (start + int(position[0]), *position[1:])
+                    errors.append({**entry, "loc": ("body", *position)})
+            if len(errors) >= _ERRORS:
+                break
+        if errors:
+            raise RequestValidationError(errors)
+        return queries
 
 
 class Prediction(BaseModel):

@@ -12,24 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from service.subnets.checked_file import BLOCK, CheckedFile, DamagedArtifactError
 from service.subnets.order import is_subnet_id
 
 RECORD = "record.json"
 _PROBE = ".writable"
-
-
-class DamagedArtifactError(Exception):
-    """A stored file is missing or is not what was written."""
+_IN_MEMORY = 1024 * 1024
+"""Bytes; longer ones of a bucket pass through a temporary file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +107,19 @@ class ArtifactStore:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def read(self, subnet: str, file: StoredFile) -> bytes:
-        """The content, checked against its digest.
+    def open(self, subnet: str, file: StoredFile) -> CheckedFile:
+        """The content, checked against its digest; close it.
 
         Raises:
             DamagedArtifactError: the file is missing or altered.
         """
+        name = f"{file.name} of {subnet}"
         try:
             with _storage_errors():
-                content: bytes = self._fs.cat_file(self._path(subnet, file.sha256))
+                content = self._open(self._path(subnet, file.sha256))
         except FileNotFoundError as error:
-            raise DamagedArtifactError(f"{file.name} of {subnet} is missing") from error
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise DamagedArtifactError(f"{file.name} of {subnet} is not what was written")
-        return content
+            raise DamagedArtifactError(f"{name} is missing") from error
+        return CheckedFile(content, name=name, sha256=file.sha256)
 
     def drop(self, subnet: str) -> None:
         """Remove the record first, then the files; no error where there is nothing."""
@@ -144,6 +144,20 @@ class ArtifactStore:
 
     def _path(self, subnet: str, name: str) -> str:
         return f"{self._root}/{subnet}/{name}"
+
+    def _open(self, path: str) -> IO[bytes]:
+        if isinstance(self._fs, LocalFileSystem):
+            return Path(path).open("rb")
+        # Fetched once, checked and sent from the copy: a second look might find something else there.
+        copy: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  closed by who gets it
+        try:
+            with self._fs.open(path, "rb", block_size=BLOCK, cache_type="none") as remote:
+                shutil.copyfileobj(remote, copy, BLOCK)
+        except BaseException:
+            copy.close()
+            raise
+        copy.seek(0)
+        return copy
 
     def _write(self, subnet: str, name: str, content: bytes) -> None:
         path = self._path(subnet, name)

@@ -3,51 +3,99 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from service.errors import ProblemError
+from service.subnets.checked_file import BLOCK, CheckedFile
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MEDIA_TYPES = {".json": "application/json", ".onnx": "application/octet-stream"}
 
 
-def file_response(name: str, content: bytes, sha256: str, request_headers: Mapping[str, str]) -> Response:
-    """The whole file, a part of it (206), or nothing because it is known (304).
+class CheckedFileResponse(StreamingResponse):
+    """Some bytes of a checked file, which is closed whatever becomes of the answer.
+
+    Where the file turns out to be altered in the midst of it, the connection ends before the length that was
+    announced: nobody takes what came for the whole.
+    """
+
+    def __init__(self, content: CheckedFile, start: int, end: int, **options: Any) -> None:
+        super().__init__(content.blocks(start, end), **options)
+        self.headers["Content-Length"] = str(end - start)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            self.body_iterator = iterate_in_threadpool(())
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._content.close()
+
+
+def file_response(name: str, content: CheckedFile, request_headers: Mapping[str, str]) -> Response:
+    """The whole file, a part of it (206), or nothing because it is known (304). Blocking; closes `content`,
+    at once or when it has been sent.
 
     Raises:
         ProblemError: 416, the range lies outside the file.
     """
-    etag = f'"{sha256}"'
+    try:
+        response = _file_response(name, content, request_headers)
+    except BaseException:
+        content.close()
+        raise
+    if not isinstance(response, CheckedFileResponse):
+        content.close()
+    return response
+
+
+def _file_response(name: str, content: CheckedFile, request_headers: Mapping[str, str]) -> Response:
+    etag = f'"{content.sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "no-cache",
         "Content-Disposition": f'attachment; filename="{name}"',
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
+        "Repr-Digest": _digest(content.sha256),
     }
     if _matches(request_headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    status = 200
+    status, start, end = 200, 0, content.size
     wanted = _RANGE.fullmatch(request_headers.get("range", "").strip())
     if wanted is not None and _valid(wanted) and request_headers.get("if-range", etag) == etag:
-        span = _span(wanted[1], wanted[2], len(content))
+        span = _span(wanted[1], wanted[2], content.size)
         if span is None:
             raise ProblemError(
                 416,
                 "range-not-satisfiable",
-                f"{name} has {len(content)} bytes: ask for a range within them",
-                headers={"Content-Range": f"bytes */{len(content)}"},
+                f"{name} has {content.size} bytes: ask for a range within them",
+                headers={"Content-Range": f"bytes */{content.size}"},
             )
         first, last = span
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        content, status = content[first : last + 1], 206
-    headers["Content-Digest"] = f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
-    media_type = _MEDIA_TYPES.get(name[name.rfind(".") :], "application/octet-stream")
-    return Response(content, status_code=status, headers=headers, media_type=media_type)
+        headers["Content-Range"] = f"bytes {first}-{last}/{content.size}"
+        status, start, end = 206, first, last + 1
+    headers["Content-Digest"] = _digest(content.digest(start, end))
+    options: dict[str, Any] = {
+        "status_code": status,
+        "headers": headers,
+        "media_type": _MEDIA_TYPES.get(name[name.rfind(".") :], "application/octet-stream"),
+    }
+    if end - start <= BLOCK:  # most files: not worth the threads that long ones are read in
+        return Response(b"".join(content.blocks(start, end)), **options)
+    return CheckedFileResponse(content, start, end, **options)
+
+
+def _digest(sha256: str) -> str:
+    """As RFC 9530 has it."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
 
 
 def _matches(header: str | None, etag: str) -> bool:

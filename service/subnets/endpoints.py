@@ -164,8 +164,8 @@ async def drop(subnet: str, state: State) -> Response:
 )
 @router.head("/subnets/{subnet}/artifacts/{name}", include_in_schema=False)
 async def artifact(subnet: str, name: str, state: State, request: Request) -> Response:
-    file, content = await state.subnets.artifact(_known(subnet), name)
-    return file_response(name, content, file.sha256, request.headers)
+    content = await state.subnets.artifact(_known(subnet), name)
+    return await asyncio.to_thread(file_response, name, content, request.headers)
 
 
 def _known(subnet: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from service.errors import ProblemError, not_found, unavailable
 from service.health.metrics import Metrics
 from service.jobs.queue import BuildQueue
-from service.subnets.artifacts import ArtifactStore, DamagedArtifactError, StoredFile
+from service.subnets.artifacts import ArtifactStore, StoredFile
+from service.subnets.checked_file import CheckedFile, DamagedArtifactError
 from service.subnets.order import SubnetOrder
 from service.subnets.record import RETRY_AFTER, new_record, shown_record
 from service.subnets.store import FINAL, StoredRecord, StoreUnavailableError, SubnetStore
@@ -142,8 +143,8 @@ class SubnetService:
                 await self._store.undrop(subnet)  # it is still there, and is found there
             raise unavailable(f"the artifacts cannot be dropped: {error}", code="storage") from error
 
-    async def artifact(self, subnet: str, name: str) -> tuple[StoredFile, bytes]:
-        """The file and its checked content; a damaged one is built again, from the same order.
+    async def artifact(self, subnet: str, name: str) -> CheckedFile:
+        """The file, checked and open; a damaged one is built again, from the same order.
 
         Raises:
             ProblemError: 404 for no such subnet or artifact, 409 until it is ready, 503 while mended.
@@ -168,7 +169,7 @@ class SubnetService:
         else:
             raise not_found("artifact", name, [file.name for file in files])
         try:
-            return file, await asyncio.to_thread(self._artifacts.read, subnet, file)
+            return await asyncio.to_thread(self._artifacts.open, subnet, file)
         except DamagedArtifactError as error:
             logger.error("%s; it is built again", error)
             await self._mend(found)

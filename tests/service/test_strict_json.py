@@ -1,8 +1,14 @@
+import asyncio
 import json
+import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from starlette.types import Message
 
-from service.strict_json import _loads
+from service import strict_json
+from service.strict_json import StrictRequest, _loads
 
 
 def test_json_is_read() -> None:
@@ -20,6 +26,7 @@ def test_json_is_read() -> None:
         (b"[" * 60_000, "nested"),
         (b'{"a": ' + b"9" * 60_000 + b"}", "digits"),
         (b'"\\ud800"', "surrogate"),
+        (b'{"\\uDfFf": 1}', "surrogate"),
         (b"{", "Expecting"),
         (b"", "Expecting"),
     ],
@@ -27,3 +34,41 @@ def test_json_is_read() -> None:
 def test_what_other_readers_would_take_differently_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(json.JSONDecodeError, match=reason):
         _loads(body)
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    assert _loads(b'"\\ud83d\\ude00 \\\\ud800"') == "\N{GRINNING FACE} \\ud800"
+
+
+@pytest.mark.parametrize(("members", "apart"), [(10, False), (20_000, True)])
+def test_long_bodies_are_read_in_a_thread_and_in_turn(
+    members: int, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps(list(range(members))).encode()
+    threads: list[threading.Thread] = []
+
+    def read(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return _loads(body)
+
+    monkeypatch.setattr(strict_json, "_loads", read)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def main() -> tuple[Any, bool]:
+        computing = asyncio.Semaphore(1)
+        app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(computing=computing)))
+        await computing.acquire()
+        request = StrictRequest({"type": "http", "headers": [], "app": app}, receive)
+        reading = asyncio.create_task(request.json())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waited = not reading.done()
+        computing.release()
+        return await reading, waited
+
+    document, waited = asyncio.run(main())
+    assert document == list(range(members))
+    assert waited is apart
+    assert (threads[0] is not threading.main_thread()) is apart

@@ -87,6 +87,46 @@ def test_a_fault_in_a_list_is_pointed_at(client: httpx.Client) -> None:
     assert response.json()["errors"][0]["pointer"] == "/1/weight_bits"
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        (b'{"device": "tensorrt", "device": "tensorrt"}', "", "given twice"),
+        (b'{"device": "tensorrt", "weight_bits": NaN}', "", "NaN"),
+        (b'{"device": "tensorrt", "weight_bits": 9, "activation_bits": 3}', "/9000/weight_bits", ""),
+    ],
+)
+def test_a_fault_in_a_long_list_is_pointed_at(
+    client: httpx.Client, body: bytes, pointer: str, detail: str
+) -> None:
+    good = b'{"device": "tensorrt", "weight_bits": 3, "activation_bits": 3}'
+    response = client.post(
+        "/predict-accuracy",
+        content=b"[%b]" % b",".join([good] * 9000 + [body]),
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"].startswith(pointer)
+    assert detail in response.json()["detail"]
+
+
+def test_of_a_list_full_of_faults_the_first_are_told(client: httpx.Client) -> None:
+    response = client.post("/predict-accuracy", json=[{"device": "tensorrt"}] * 1000)
+    assert response.status_code == 422
+    errors = response.json()["errors"]
+    assert [error["pointer"] for error in errors[:3]] == [
+        "/0/weight_bits",
+        "/0/activation_bits",
+        "/1/weight_bits",
+    ]
+    assert len(errors) == 50
+
+
+@pytest.mark.parametrize("document", [[], {}, None, "list", [1]])
+def test_what_is_no_list_of_queries_is_told(client: httpx.Client, document: Any) -> None:
+    response = client.post("/predict-accuracy", json=document)
+    assert response.status_code == 422, response.text
+
+
 def test_the_front_rises_with_the_budget(client: httpx.Client) -> None:
     front = client.get("/pareto", params={"device": "fpga-mixed", "points": 4, "seed": 3}).json()
     accuracies = [point["predicted_accuracy"] for point in front["points"]]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.subnets.artifacts import ArtifactStore, DamagedArtifactError
+from service.subnets.artifacts import ArtifactStore, StoredFile
+from service.subnets.checked_file import BLOCK, DamagedArtifactError
 
 SUBNET = "0123456789abcdef" * 2
 
@@ -57,11 +58,27 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
 
 
+def _read(store: ArtifactStore, file: StoredFile) -> bytes:
+    with store.open(SUBNET, file) as content:
+        return b"".join(content.blocks(0, content.size))
+
+
 def test_what_was_saved_is_read(store: ArtifactStore) -> None:
     model, report = store.save(SUBNET, {"model.onnx": b"model", "report.json": b"{}"})
     assert (model.name, model.bytes, len(model.sha256)) == ("model.onnx", 5, 64)
-    assert store.read(SUBNET, model) == b"model"
-    assert store.read(SUBNET, report) == b"{}"
+    assert _read(store, model) == b"model"
+    assert _read(store, report) == b"{}"
+
+
+def test_long_files_are_read_in_blocks(store: ArtifactStore) -> None:
+    saved = bytes(range(256)) * (9 * BLOCK // 512) + b"end"
+    (file,) = store.save(SUBNET, {"model.onnx": saved})
+    with store.open(SUBNET, file) as content:
+        assert content.size == len(saved)
+        assert max(len(block) for block in content.blocks(0, content.size)) == BLOCK
+        assert b"".join(content.blocks(0, content.size)) == saved
+        start, end = BLOCK - 7, 3 * BLOCK + 11
+        assert b"".join(content.blocks(start, end)) == saved[start:end]
 
 
 def test_a_subnet_exists_once_it_is_committed(store: ArtifactStore) -> None:
@@ -79,7 +96,7 @@ def test_dropping_leaves_nothing_and_may_be_repeated(store: ArtifactStore) -> No
     store.drop(SUBNET)
     assert store.record(SUBNET) is None
     with pytest.raises(DamagedArtifactError, match="missing"):
-        store.read(SUBNET, file)
+        _read(store, file)
 
 
 def test_an_empty_store_has_no_subnets(store: ArtifactStore) -> None:
@@ -119,13 +136,13 @@ def test_a_full_or_read_only_folder_is_an_os_error_and_leaves_nothing_half(tmp_p
         with pytest.raises(OSError, match="No space left"):
             store.save(SUBNET, {"model.onnx": bytes(100_000)})
         assert [path.name for path in (mounted / SUBNET).iterdir()] == [small.sha256]
-        assert store.read(SUBNET, small) == b"{}"
+        assert _read(store, small) == b"{}"
         subprocess.run(["mount", "-o", "remount,ro", mounted], check=True, capture_output=True)
         with pytest.raises(OSError, match="not writable"):
             store.check()
         with pytest.raises(OSError, match="Read-only"):
             store.save(SUBNET, {"model.onnx": b"model"})
-        assert store.read(SUBNET, small) == b"{}"
+        assert _read(store, small) == b"{}"
     finally:
         subprocess.run(["umount", mounted], check=True)
 
@@ -136,7 +153,7 @@ def test_altered_and_truncated_files_are_noticed(tmp_path: Path, content: bytes)
     (file,) = store.save(SUBNET, {"model.onnx": b"model"})
     (tmp_path / SUBNET / file.sha256).write_bytes(content)
     with pytest.raises(DamagedArtifactError, match="not what was written"):
-        store.read(SUBNET, file)
+        _read(store, file)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"record": ', b"[1]", b"\xff"])

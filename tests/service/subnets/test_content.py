@@ -1,13 +1,43 @@
 import base64
 import hashlib
+import io
+from collections.abc import Mapping
 
+import anyio
 import pytest
+from fastapi import Response
+from starlette.types import Message
 
 from service.errors import ProblemError
-from service.subnets.content import file_response
+from service.subnets.checked_file import BLOCK, CheckedFile, DamagedArtifactError
+from service.subnets.content import file_response as respond
 
 CONTENT = bytes(range(100))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def file_response(name: str, content: bytes, sha256: str, headers: Mapping[str, str]) -> Response:
+    """Also sees to it that what was read is closed."""
+    file = io.BytesIO(content)
+    try:
+        response = respond(name, CheckedFile(file, name=name, sha256=sha256), headers)
+    finally:
+        assert file.closed
+    return response
+
+
+def _sent(response: Response, method: str = "GET") -> list[Message]:
+    messages = []
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    anyio.run(response, {"type": "http", "method": method}, receive, send)
+    return messages
 
 
 def _digest(content: bytes) -> str:
@@ -64,3 +94,50 @@ def test_a_range_of_another_version_gets_the_whole_file() -> None:
 def test_a_known_file_is_not_sent_again(known: str) -> None:
     response = file_response("model.onnx", CONTENT, SHA256, {"if-none-match": known})
     assert (response.status_code, response.body) == (304, b"")
+
+
+LONG = bytes(range(256)) * (5 * BLOCK // 512) + b"end"
+
+
+def _long(file: io.BytesIO) -> CheckedFile:
+    return CheckedFile(file, name="model.onnx", sha256=hashlib.sha256(LONG).hexdigest())
+
+
+@pytest.mark.parametrize(("wanted", "start", "end"), [("", 0, len(LONG)), ("bytes=9-600000", 9, 600_001)])
+def test_a_long_file_is_sent_in_blocks_and_closed(wanted: str, start: int, end: int) -> None:
+    file = io.BytesIO(LONG)
+    response = respond("model.onnx", _long(file), {"range": wanted})
+    assert int(response.headers["content-length"]) == end - start
+    assert response.headers["content-digest"] == _digest(LONG[start:end])
+    parts = [message.get("body", b"") for message in _sent(response)]
+    assert b"".join(parts) == LONG[start:end]
+    assert max(map(len, parts)) <= BLOCK
+    assert file.closed
+
+
+def test_of_a_long_file_head_reads_nothing() -> None:
+    file = io.BytesIO(LONG)
+    response = respond("model.onnx", _long(file), {})
+    assert [message.get("body", b"") for message in _sent(response, "HEAD")] == [b"", b""]
+    assert file.closed
+
+
+def test_a_file_altered_while_it_is_sent_is_not_handed_out() -> None:
+    file = io.BytesIO(LONG)
+    response = respond("model.onnx", _long(file), {})
+    file.seek(len(LONG) - 5)
+    file.write(b"x")
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    with pytest.raises((DamagedArtifactError, ExceptionGroup)):
+        anyio.run(response, {"type": "http", "method": "GET"}, receive, send)
+    assert sum(len(message.get("body", b"")) for message in sent) < len(LONG)
+    assert sent[-1]["more_body"]
+    assert file.closed

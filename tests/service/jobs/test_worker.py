@@ -1,0 +1,46 @@
+"""What a builder process holds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from eqnet_core.factory import Factory
+from eqnet_core.space import FORMS, configuration_to_json
+from service.subnets.order import SubnetOrder
+
+HEAVY = ("sympy", "torch._dynamo", "onnxscript", "onnx_ir")
+"""Only needed to trace a network: a quarter of a builder's memory."""
+
+PROGRAM = f"""
+import json, sys
+from service.jobs.worker import Worker
+worker = Worker([sys.argv[1]], sys.argv[2], None)
+worker.warm()
+worker.run(json.loads(sys.argv[3]), sys.stdout)
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+
+def test_what_only_tracing_needs_is_not_kept(bundle: Path, tmp_path: Path) -> None:
+    factory = Factory.open(bundle)
+    space = factory.bundle.space
+    what = configuration_to_json(space.uniform(FORMS[0], 4), space)
+    order = SubnetOrder(
+        supernet=factory.bundle.name,
+        bundle_digest=factory.bundle.digest,
+        what=what,
+        artifacts=("model.onnx",),
+    )
+    job = json.dumps({"id": order.id, "order": order.to_json()})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(bundle), tmp_path.as_uri(), job],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    *_, outcome, heavy = done.stdout.splitlines()
+    assert "built" in json.loads(outcome)["outcome"], done.stderr
+    assert heavy == "[]"
