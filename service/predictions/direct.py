@@ -50,7 +50,7 @@ class DirectPredictions:
             query = _read_usual(query_string)
             if query is None:
                 return None
-            answer = to_json(predict([query], supernets, listed=False)[0])
+            answer = to_json(predict([query], supernets)[0])
             self._answers.put(query_string, answer)
         return answer
 

@@ -35,6 +35,9 @@ _BITS = Query(
     examples=["4"],
 )
 
+_PART = 100
+"""Predictions of a list that are made at once."""
+
 _ACCEPTED = Query(
     max_length=100, description="Bits that the device accepts, comma-separated (default: 2 to 8)"
 )
@@ -75,9 +78,7 @@ async def predict_one(
         activation_bits=read_bits(activation_bits, "/activation_bits"),
         **form,
     )
-    return Response(
-        to_json(predict([query], state.supernets, listed=False)[0]), media_type="application/json"
-    )
+    return Response(to_json(predict([query], state.supernets)[0]), media_type="application/json")
 
 
 router.add_api_route(
@@ -100,9 +101,13 @@ async def predict_many(
     queries: Annotated[PredictionQueries, SkipValidation, Body()], state: State
 ) -> Response:
     def answer() -> bytes:
-        # In parts and one by one: what checks or renders all in one go keeps every other request waiting.
-        answers = predict(PredictionQueries.in_parts(queries), state.supernets, listed=True)
-        return b"[%b]" % b",".join(map(to_json, answers))
+        # In parts: all in one go would keep every other request waiting, and hold 100 MB.
+        checked = PredictionQueries.in_parts(queries)
+        answers: list[bytes] = []
+        for start in range(0, len(checked), _PART):
+            part = predict(checked[start : start + _PART], state.supernets, position=start)
+            answers += map(to_json, part)
+        return b"[%b]" % b",".join(answers)
 
     async with state.computing:
         return Response(await asyncio.to_thread(answer), media_type="application/json")

@@ -29,24 +29,25 @@ _AXES = ("weight_granularity", "weight_symmetry", "activation_symmetry")
 
 
 def predict(
-    queries: Sequence[PredictionQuery], supernets: SupernetCatalogue, *, listed: bool
+    queries: Sequence[PredictionQuery], supernets: SupernetCatalogue, *, position: int | None = None
 ) -> list[dict[str, Any]]:
-    """One `Prediction` per query, in order. `listed`: pointers lead with the position in the list.
+    """One `Prediction` per query, in order. `position`: of the first in the list that they are a part of;
+    pointers lead with it.
 
     Raises:
         ProblemError: an unknown supernet or device, a form that is not complete, the wrong number of bits.
     """
     wanted: list[tuple[Factory, SubnetConfiguration]] = []
-    for position, query in enumerate(queries):
-        prefix = f"/{position}" if listed else ""
+    for number, query in enumerate(queries):
+        prefix = "" if position is None else f"/{position + number}"
         factory = supernets.in_request(query.supernet, pointer=f"{prefix}/supernet")
         wanted.append((factory, _configuration(query, factory.bundle.space, prefix)))
     answers: list[dict[str, Any]] = [{} for _ in wanted]
     for factory in {id(factory): factory for factory, _ in wanted}.values():
-        positions = [position for position, (other, _) in enumerate(wanted) if other is factory]
-        configurations = [wanted[position][1] for position in positions]
-        for position, answer in zip(positions, predictions(factory, configurations), strict=True):
-            answers[position] = answer
+        numbers = [number for number, (other, _) in enumerate(wanted) if other is factory]
+        configurations = [wanted[number][1] for number in numbers]
+        for number, answer in zip(numbers, predictions(factory, configurations), strict=True):
+            answers[number] = answer
     return answers
 
 
