@@ -5,8 +5,8 @@
 ResNet-18 at 224 x 224 with random weights (speed does not depend on them) and the bundle that ships. Prints
 tables: latency of one image, of float32, of `onnxruntime.quantization.quantize_static`'s files and of ours at
 8 and at 4 bits, interleaved in one process, with the median of the ratios to float32 and the ratio of the
-best times and of CPU times (hardly moved by a busy machine; with `--threads 1`, since waiting threads spin);
-the time to build, on one thread; the size of the files.
+best times and of CPU times (hardly moved by a busy machine); the time to build, on one thread; the size of
+the files.
 
 `quantize_static` is shown with its defaults (int8/int8), with uint8 activations and int8 weights, its
 fastest, whose 16-bit sums saturate on x86 without VNNI, and with uint8 for both, which is right there.
@@ -171,6 +171,8 @@ def latencies(folder: Path, files: dict[str, Path], options: argparse.Namespace)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = 4
+        # Threads that wait for more would otherwise take the cores from the session that runs next.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.optimized_model_filepath = str(folder / "optimized.onnx")
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         operators[name] = Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
