@@ -1,6 +1,6 @@
 """Do both flavours compute what was simulated, and what does `integer` cost? On images, many configurations.
 
-    python benchmarks/agreement.py --data cifar10.npz [--images 1000] [--configurations 24]
+    python benchmarks/agreement.py --data cifar10.npz [--images 1000] [--configurations 24] [--least-bits 4]
 
 `--data` is an `.npz` with `x_test` (uint8 [N, 3, H, W]) and `y_test`, images that training never saw. Prints
 a row per configuration: top-1 agreement of ONNX Runtime, at its default, with the torch simulation, for both
@@ -11,6 +11,7 @@ Uniform bits first, then mixed ones, every form in turn.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=shipped_bundles().get("resnet20-cifar10"))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--configurations", type=int, default=24)
+    parser.add_argument("--least-bits", type=int, default=2, help="of any layer")
     parser.add_argument("--without-simulation", action="store_true", help="only the accuracies, much faster")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
@@ -54,7 +56,7 @@ def main() -> None:
     print(f"{len(labels)} images; agreement with the simulation and top-1 in %, cost in points\n")
     print(f"{'configuration':52s} agree: exact  integer   top-1: exact  integer   cost")
     rows = []
-    for name, configuration in configurations(bundle.space, options.configurations):
+    for name, configuration in configurations(bundle.space, options.configurations, options.least_bits):
         subnet = supernet.extract(configuration, statistics.predict(configuration, bundle.space))
         integers = integer.fold(subnet)
         ran = [run(file, images) for file in (exact.render(subnet, {}), integer.render(integers, {}))]
@@ -74,19 +76,26 @@ def main() -> None:
     summary(rows)
 
 
-def configurations(space: SearchSpace, count: int) -> list[tuple[str, SubnetConfiguration]]:
-    """Half of them uniform (8, 6, 5, 4, 3, 2 bits in turn), the others mixed."""
+def configurations(space: SearchSpace, count: int, least_bits: int) -> list[tuple[str, SubnetConfiguration]]:
+    """Half of them uniform (8, 6, 5, 4, 3, 2 bits in turn), the others mixed; `least_bits` in every layer."""
+    widths = [bits for bits in (8, 4, 3, 6, 2, 5) if bits >= least_bits]
     found = []
     generator = np.random.default_rng(0)
     for index in range(count):
         form = FORMS[index % len(FORMS)]
         if index < count // 2:
-            bits = (8, 4, 3, 6, 2, 5)[index % 6]
+            bits = widths[index % len(widths)]
             found.append((f"{form.name} {bits}/{bits}", space.uniform(form, bits)))
         else:
-            configuration = sample_configuration(space, 56 + index, generator)
-            bits = np.mean(configuration.weight_bits), np.mean(configuration.activation_bits)
-            found.append((f"{configuration.form.name} {bits[0]:.1f}/{bits[1]:.1f} mixed", configuration))
+            drawn = sample_configuration(space, 56 + index, generator)
+            configuration = replace(
+                drawn,
+                weight_bits=tuple(max(bits, least_bits) for bits in drawn.weight_bits),
+                activation_bits=tuple(max(bits, least_bits) for bits in drawn.activation_bits),
+            )
+            averages = np.mean(configuration.weight_bits), np.mean(configuration.activation_bits)
+            name = f"{configuration.form.name} {averages[0]:.1f}/{averages[1]:.1f} mixed"
+            found.append((name, configuration))
     return found
 
 

@@ -370,7 +370,8 @@ class _Workshop:
     def _integer_accuracy(
         self, configuration: SubnetConfiguration, metadata: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Predicted for `model.integer.onnx`: the prediction less what the flavour costs on average."""
+        """Predicted for `model.integer.onnx`: the prediction less what the flavour costs on average, if it
+        costs anything: that rounding once more gains anything is luck of the images it was measured on."""
         measured = self._factory.bundle.document.get("integer", {})
         band = cost_band((*configuration.weight_bits, *configuration.activation_bits))
         cost = measured.get("cost", {}).get(band)
@@ -378,7 +379,7 @@ class _Workshop:
         if cost is None or not isinstance(predicted, float):
             return {}
         return {
-            "predicted_accuracy": predicted - cost,
+            "predicted_accuracy": predicted - max(cost, 0.0),
             "exact_predicted_accuracy": predicted,
             "mean_cost": cost,
             "measured_on": {"images": measured["images"], "average_bits": band},

@@ -1,6 +1,6 @@
 """The proof that `model.integer.onnx` computes what `IntegerModule` simulates, made for every build.
 
-Three parts, as in `proof`:
+Three parts as in `proof`, and one of its own:
 
 *The integers.* Weight codes, biases, scales, zero-points and clipped ranges in the file are the folded
 subnet's, every layer reads nothing but integers, and nothing else is in the file's way.
@@ -11,6 +11,10 @@ only differ where a value falls between two codes: by one step, and rarely.
 
 *End to end.* The untouched file against the untouched simulation, and the simulation against the one of
 `model.onnx`: what the flavour costs.
+
+*The ranges.* File and simulation have the same, so that the rest holds whatever they are worth: with one sum
+cut to a tenth of its range both agree, and top-1 is 14 % instead of 90. So what 8 bits leave of every tensor
+that has a range is measured against the simulation of `model.onnx`.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ from eqnet_core.errors import ProofError
 from eqnet_core.export.folding import IntegerSubnet
 from eqnet_core.export.integer_inspection import check_integer_file
 from eqnet_core.export.integer_module import IntegerModule
+from eqnet_core.export.module import build_module
 from eqnet_core.export.plan import IntegerPlan
+from eqnet_core.export.plan_run import run_plan
 from eqnet_core.export.proof import rounded, simulate
 from eqnet_core.export.sessions import batches, exposed_values, load_model, open_session, run_batch
 
@@ -44,13 +50,17 @@ class IntegerTolerance:
     `steps`: largest difference of a code in lock-step. `share`: largest share of a tensor's codes that
     differ at all, three codes allowed on top for small tensors; measured: below 1e-4. `top1`: least share of
     images with the same class, one image allowed on top. `mean`: largest mean |difference| of the logits, in
-    standard deviations of the simulated logits.
+    standard deviations of the simulated logits. `range_error`: largest share of a tensor's energy that is
+    lost to its range, sum((x - q(x))^2) / sum(x^2). Measured on 44 subnets: up to 0.003, whatever their bits;
+    0.015 with ranges half or 16 times as wide as they should be, which costs nothing yet; 0.045 with one a
+    quarter as wide, which costs 5 points.
     """
 
     steps: int = 1
     share: float = 1e-3
     top1: float = 0.9
     mean: float = 0.1
+    range_error: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,8 @@ class IntegerAgreement:
 class IntegerProof:
     """What `prove_integer` found; `logit_deviation` is the standard deviation of the simulated logits.
 
-    `exact_top1` and `exact_mean_difference` compare the simulation with that of `model.onnx`.
+    `exact_top1` and `exact_mean_difference` compare the simulation with that of `model.onnx`; `range_error`
+    is the largest (see `IntegerTolerance`), of the tensor `worst_range`.
     """
 
     runtime: str
@@ -82,6 +93,8 @@ class IntegerProof:
     logit_deviation: float
     exact_top1: float
     exact_mean_difference: float
+    range_error: float
+    worst_range: str
     optimizer_off: IntegerAgreement
     optimizer_default: IntegerAgreement
     tolerance: IntegerTolerance
@@ -108,7 +121,8 @@ def prove_integer(
     `model.onnx` says about them. `threads` are ONNX Runtime's.
 
     Raises:
-        ProofError: the file does not load, does not hold these integers, or differs by more than `tolerance`.
+        ProofError: the file does not load, does not hold these integers, differs by more than `tolerance`, or
+        has ranges that its tensors do not fit.
     """
     tolerance = tolerance or IntegerTolerance()
     images = np.require(images, np.float32, ["C", "W"])
@@ -123,6 +137,14 @@ def prove_integer(
     probed = images[: max(1, min(8, _LOCK_STEP_VALUES // _codes(integers)))]
     type = onnx.TensorProto.INT8 if integers.subnet.configuration.signed else onnx.TensorProto.UINT8
     exposed = exposed_values(model, [f"{name}.codes" for name in names], type)
+    lost = _range_errors(integers, plan, probed)
+    worst_range = max(lost, key=lambda name: lost[name]) if lost else ""
+    if lost and not lost[worst_range] <= tolerance.range_error:
+        raise ProofError(
+            f"the range of {worst_range} does not fit this supernet: 8 bits lose {lost[worst_range]:.1%} of "
+            "the tensor, and model.integer.onnx strays from model.onnx: the bundle's owner runs the `ranges` "
+            "stage again"
+        )
     agreements = {}
     for optimize in (False, True):
         inside = open_session(exposed, optimize, threads)
@@ -142,10 +164,29 @@ def prove_integer(
         logit_deviation=deviation,
         exact_top1=float((expected.argmax(1) == exact_logits.argmax(1)).mean()),
         exact_mean_difference=float(np.abs(expected - exact_logits).mean()),
+        range_error=lost.get(worst_range, 0.0),
+        worst_range=worst_range,
         optimizer_off=agreements[False],
         optimizer_default=agreements[True],
         tolerance=tolerance,
     )
+
+
+def _range_errors(
+    integers: IntegerSubnet, plan: IntegerPlan, images: NDArray[np.float32]
+) -> dict[str, float]:
+    """The share of every ranged tensor's energy that its quantiser loses, as `model.onnx` computes it."""
+    found: dict[str, float] = {}
+
+    def observe(name: str, x: Tensor) -> None:
+        if name in plan.ranged:
+            quantizer, scale = integers.tensors[name], float(integers.tensors[name].scale)
+            codes = (x / scale).round_().add_(quantizer.zero_point).clamp_(quantizer.low, quantizer.high)
+            error = codes.sub_(quantizer.zero_point).mul_(scale).sub_(x)
+            found[name] = float(error.square_().sum()) / max(float(x.square().sum()), 1e-30)
+
+    run_plan(build_module(integers.subnet).network, plan, torch.from_numpy(images), observe)
+    return found
 
 
 def _codes(integers: IntegerSubnet) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eqnet_core.errors import EqnetError, InfeasibleBudgetError
-from eqnet_core.factory import Factory
+from eqnet_core.factory import INTEGER, Factory
 from eqnet_core.space import SubnetConfiguration, configuration_from_json, configuration_to_json
 from service.devices.resolve import catalogue
 from service.jobs.evaluation import EvaluationSet
@@ -65,13 +65,15 @@ def build(
     )
     timings.update({stage: round(float(seconds), 4) for stage, seconds in built.timings.items()})
 
-    measured = None
+    measured = measured_integer = None
     if order.evaluation is not None:
         progress("verify", 0.7)
         started = time.perf_counter()
         if evaluation is None or evaluation.digest != order.evaluation:
             raise EqnetError("the evaluation images changed since the request was made: ask again")
         measured = evaluation.top1(built.files["model.safetensors"])
+        if INTEGER in built.files:
+            measured_integer = evaluation.top1_onnx(built.files[INTEGER], factory.bundle.input)
         timings["verify"] = round(time.perf_counter() - started, 4)
 
     progress("store", 0.95)
@@ -81,6 +83,7 @@ def build(
         "predicted_accuracy": predicted,
         "prediction_interval": interval,
         "measured_accuracy": measured,
+        "measured_integer_accuracy": measured_integer,
         "containers": None if device is None else _containers(built.report["layers"]),
         "cost": factory.cost(configuration).to_json(),
         "artifacts": [file.to_json() for file in stored],

@@ -64,6 +64,7 @@ def new_record(order: SubnetOrder) -> StoredRecord:
         "predicted_accuracy": None,
         "prediction_interval": None,
         "measured_accuracy": None,
+        "measured_integer_accuracy": None,
         "containers": None,
         "cost": None,
         "artifacts": [],

@@ -113,7 +113,11 @@ class SubnetRequest(Strict):
         default=None, description="Build this very subnet; then no device, profile, budget, pinned or search"
     )
     artifacts: Annotated[list[ArtifactName], Field(min_length=1, max_length=20)] | None = None
-    verify: bool = Field(default=False, description="Also measure top-1 on the operator's evaluation set")
+    verify: bool = Field(
+        default=False,
+        description="Also measure top-1 on the operator's evaluation images, of model.integer.onnx too if it "
+        "is asked for",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -175,7 +179,12 @@ class SubnetRecord(BaseModel):
     configuration: Configuration | None = None
     predicted_accuracy: float | None = Field(default=None, ge=0, le=1)
     prediction_interval: list[float] | None = Field(default=None, description="90 %")
-    measured_accuracy: float | None = Field(default=None, ge=0, le=1)
+    measured_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="With `verify`: top-1 of `model.safetensors` and `model.onnx`"
+    )
+    measured_integer_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="With `verify`: top-1 of `model.integer.onnx`, if asked for"
+    )
     containers: list[LayerContainers] | None = Field(
         default=None, description="Every layer, first and last among them, where a device is named"
     )

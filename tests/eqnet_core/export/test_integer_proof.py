@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -76,6 +76,7 @@ def test_right_exports_differ_by_one_step_at_most(
     document = found.to_json()
     assert document["optimizer_default"]["steps"] == found.optimizer_default.steps
     assert 0 <= document["exact_top1"] <= 1
+    assert 0 < document["range_error"] < found.tolerance.range_error / 2
 
 
 def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -166,6 +167,18 @@ def test_running_alone_finds_it_too(name: str, case: Case, monkeypatch: pytest.M
     FAULTS[name](model)
     with pytest.raises(ProofError, match=r"optimiser off.*(layer2\.1|add\.)"):
         case.prove(model)
+
+
+def test_a_right_file_of_ranges_that_do_not_fit_fails(case: Case) -> None:
+    """File and simulation agree to the last code, but the flavour is worth nothing."""
+    ranges = case.exporter.ranges
+    cut = np.where(np.array(ranges.names) == "add.3", 0.05, 1.0).astype(np.float32)
+    exporter = IntegerExporter(
+        case.exporter.graph, replace(ranges, low=ranges.low * cut, high=ranges.high * cut)
+    )
+    broken = replace(case, exporter=exporter, integers=exporter.fold(case.integers.subnet))
+    with pytest.raises(ProofError, match=r"range of add\.3 does not fit.* the `ranges` stage again"):
+        broken.prove(broken.file())
 
 
 def test_another_subnets_file_or_none_fails(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from eqnet_core.export.proof import natural_images
 from eqnet_core.space import FORMS, configuration_to_json
 
 
-def test_the_integer_flavour_is_delivered_and_runs(serve: Callable[..., Any]) -> None:
+def test_the_integer_flavour_is_delivered_measured_and_runs(
+    serve: Callable[..., Any], evaluation_data: Path
+) -> None:
     bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
-    server = serve(bundles=bundle.path)
-    request = {"configuration": configuration_to_json(bundle.space.uniform(FORMS[4], 4), bundle.space)}
+    server = serve(bundles=bundle.path, evaluation_data=evaluation_data)
+    configuration = configuration_to_json(bundle.space.uniform(FORMS[4], 4), bundle.space)
+    request = {"configuration": configuration, "verify": True}
     with server.client() as client:
         response = client.post("/subnets", json=request, headers={"Prefer": "wait=500"})
         assert response.status_code == 201, response.text
@@ -36,6 +40,16 @@ def test_the_integer_flavour_is_delivered_and_runs(serve: Callable[..., Any]) ->
     assert report["proofs"]["model.integer.onnx"]["optimizer_default"]["steps"] <= 1
     accuracy = report["integer"]["accuracy"]
     assert abs(accuracy["predicted_accuracy"] - record["predicted_accuracy"]) < 0.01
+    with np.load(evaluation_data) as data:
+        pixels, labels = data["x_test"].astype(np.float32) / 255, data["y_test"]
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (bundle.input.mean, bundle.input.std))
+    for member, name in (
+        ("measured_accuracy", "model.onnx"),
+        ("measured_integer_accuracy", "model.integer.onnx"),
+    ):
+        session = onnxruntime.InferenceSession(files[name].content, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"image": (pixels - mean) / std})
+        assert abs(record[member] - np.mean(logits.argmax(1) == labels)) < 1.5 / len(labels), name
     images = natural_images(bundle.input, 32, seed=9)
     classes = []
     for name in ("model.onnx", "model.integer.onnx"):
