@@ -22,6 +22,8 @@ from eqnet_core.errors import InvalidConfigurationError, Violation
 BIT_WIDTHS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
 """Every bit-width a searchable layer can have, for weights and activations alike."""
 
+_KNOWN_BITS = frozenset(BIT_WIDTHS)
+
 FIXED_BITS = 8
 """Bit-width of the first and the last layer, which are not searched."""
 
@@ -123,8 +125,10 @@ class SubnetConfiguration:
                 "bit-widths: give one of each per searchable layer"
             )
         for which, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            if _KNOWN_BITS.issuperset(bits):
+                continue
             for position, value in enumerate(bits):
-                if value not in BIT_WIDTHS:
+                if value not in _KNOWN_BITS:
                     raise InvalidConfigurationError(
                         f"{which} of searchable layer {position} is {value}: use 2..8",
                         violations=[Violation(f"/layers/{position}/{which}", "must be one of 2..8")],
