@@ -87,12 +87,12 @@ class CeleryQueue:
     async def _submit(self, stored: StoredRecord) -> StoredRecord | bool:
         try:
             answer = await self._waiting.enqueue(stored, resend=self._resend)
+            if answer == "full":
+                raise queue_full(await self._waiting.count())
         except StoreUnavailableError as error:
             raise unavailable(str(error)) from error
         if isinstance(answer, StoredRecord):
             return answer
-        if answer == "full":
-            raise queue_full(self._queued)
         if answer in ("queued", "again"):
             self._sent[stored.id] = stored
             await self._send(stored.id)

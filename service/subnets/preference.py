@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-MAX_WAIT = 600.0
+MAX_WAIT = 600
 """Seconds; more is cut down to this."""
 
 _WAIT = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
@@ -19,7 +19,8 @@ def preferred_wait(headers: Sequence[str], *, default: float) -> tuple[float, st
     preferences = [part.strip().lower() for header in headers for part in header.split(",")]
     for preference in preferences:
         if match := _WAIT.fullmatch(preference.split(";")[0].strip()):
-            return min(float(match[1]), MAX_WAIT), f"wait={match[1]}"
+            wait = min(int(match[1]), MAX_WAIT)
+            return float(wait), f"wait={wait}"
     if any(preference.split(";")[0].strip() == "respond-async" for preference in preferences):
         return 0.0, "respond-async"
     return default, None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eqnet_core.profile import MAX_GENERATIONS, MAX_POPULATION, MAX_SEED
+from eqnet_core.profile import LARGEST_BOUND, MAX_GENERATIONS, MAX_POPULATION, MAX_SEED
 
 ArtifactName = Literal[
     "model.onnx", "model.integer.onnx", "model.safetensors", "encodings.json", "report.json"
@@ -49,15 +49,16 @@ class Profile(Strict):
     activation: ActivationProfile
 
 
+_Bound = Annotated[float, Field(gt=0, lt=LARGEST_BOUND)]
+
+
 class BudgetSchema(Strict):
     """Upper bounds; null or left out is no bound."""
 
-    weight_bits: float | None = Field(default=None, gt=0, description="Average over the searchable layers")
-    activation_bits: float | None = Field(
-        default=None, gt=0, description="Average over the searchable layers"
-    )
+    weight_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
+    activation_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
     model_bytes: int | None = Field(default=None, gt=0, le=2**53)
-    bit_operations: float | None = Field(default=None, gt=0)
+    bit_operations: _Bound | None = None
 
 
 class Pin(Strict):

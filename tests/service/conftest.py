@@ -172,6 +172,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture
+def port() -> int:
+    """Of this machine, that nobody listens on."""
+    return free_port()
+
+
 class RedisServer:
     """A Redis of the operator's own; without persistence, so that it is empty after every start."""
 

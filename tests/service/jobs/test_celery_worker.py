@@ -54,6 +54,7 @@ def test_builds_on_workers_outlive_every_one_of_them(
         assert ask(client, "wait=0", seed=1, **SEARCH).status_code == 202
         refused = ask(client, seed=2, **SEARCH)
         assert (refused.status_code, refused.json()["type"]) == (429, "urn:eqnet:problem:queue-full")
+        assert refused.json()["detail"].startswith("2 builds are waiting")
         assert "retry-after" in refused.headers
         assert server.children("service.jobs.worker") == []
 
