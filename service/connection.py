@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import MEDIA_TYPE, ProblemError
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a request line with its headers, or of the trailers after a body; a little more may pass."""
+"""Bytes of a request line with its headers, or of the trailers after a body."""
 
 HEAD_SECONDS = 20.0
 """In which the headers of a request must have arrived, from its first byte or the connection's begin on."""
@@ -52,6 +52,7 @@ class BoundedConnection(HttpToolsProtocol):
     """Bytes since the parser last had anything whole."""
 
     _late: asyncio.TimerHandle | None = None
+    _refusal = _MALFORMED
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,7 +72,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not (self._answering() and self.cycle.response_started):
-            self.transport.write(_MALFORMED)
+            self.transport.write(self._refusal)
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -81,6 +82,9 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._cancel_late()
         self._unread = 0
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
+            self._refusal = _TOO_LARGE  # they came at once, before anybody could count them
+            raise OverflowError
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:

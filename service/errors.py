@@ -164,11 +164,14 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
 async def _answer_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == phrase:  # Starlette's, for paths that no route has
+        detail = "there is nothing at this path: /docs lists those that there are"
     return problem_response(
         ProblemError(
             error.status_code,
             phrase.lower().replace(" ", "-"),
-            str(error.detail),
+            detail,
             headers=error.headers,
         )
     )

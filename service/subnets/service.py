@@ -183,8 +183,10 @@ class SubnetService:
             return None
         shown = shown_record(found)
         if not found.final:
-            with suppress(StoreUnavailableError):
+            try:
                 progress = await self._store.progress(subnet)
+            except StoreUnavailableError as error:  # not known: to say `queued` would be wrong for most
+                raise unavailable(str(error)) from error
             if progress is None:
                 progress = {"stage": "queued", "fraction": 0.0}
                 if (obstacle := self._queue.obstacle(found.order["supernet"]["digest"])) is not None:

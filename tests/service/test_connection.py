@@ -46,11 +46,11 @@ async def _flood(writer: asyncio.StreamWriter) -> None:
             await writer.drain()
 
 
-def test_headers_without_end_are_refused() -> None:
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
+def test_headers_that_are_too_long_are_refused_with_or_without_end(end: bytes) -> None:
     async def main() -> None:
         async with connected() as (reader, writer):
-            writer.write(START + b"X-A: ")
-            writer.write(b"a" * MAX_HEAD)
+            writer.write(START + b"X-A: " + b"a" * MAX_HEAD + end)
             answer = await asyncio.wait_for(reader.read(), 30)
             assert answer.startswith(b"HTTP/1.1 431 ")
             assert b"urn:eqnet:problem:headers-too-large" in answer
