@@ -14,6 +14,9 @@ from service.subnets.store import StoreUnavailableError
 
 router = APIRouter(tags=["health"])
 
+_PATIENCE = 3.0
+"""Seconds for a look at the artifact store; those who probe wait for four."""
+
 
 class Live(BaseModel):
     status: Literal["live"] = "live"
@@ -53,7 +56,10 @@ async def ready(state: State) -> Ready:
     except StoreUnavailableError as error:
         reasons.append(str(error))
     try:
-        await asyncio.to_thread(state.artifacts.check)
+        async with asyncio.timeout(_PATIENCE):
+            await asyncio.to_thread(state.artifacts.check)
+    except TimeoutError:  # an OSError too
+        reasons.append(f"the artifact store does not answer within {_PATIENCE:g} s")
     except OSError as error:
         reasons.append(f"the artifact store cannot be used: {error}")
     if reasons:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from service.subnets.checked_file import BLOCK, CheckedFile, DamagedArtifactError
@@ -29,6 +30,15 @@ from service.subnets.order import is_subnet_id
 
 RECORD = "record.json"
 _PROBE = ".writable"
+
+_SILENCE = 4.0
+"""Seconds in which a bucket says nothing, at most."""
+
+_WRITING = 60.0
+"""Seconds for one file into a bucket."""
+
+_TRIES = 2
+"""At each call to a bucket."""
 _IN_MEMORY = 1024 * 1024
 """Bytes; longer ones of a bucket pass through a temporary file."""
 
@@ -43,6 +53,18 @@ class StoredFile:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
+
+def _is_s3(url: str) -> bool:
+    return url.startswith(("s3://", "s3a://"))
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """What bounds the time that a bucket may take; by default that is six minutes, with a thread of ours."""
+    if not _is_s3(url):
+        return {}
+    timeouts = {"connect_timeout": 2, "read_timeout": _SILENCE, "retries": {"total_max_attempts": 1}}
+    return {"config_kwargs": timeouts}
 
 
 @contextmanager
@@ -69,14 +91,16 @@ class ArtifactStore:
 
     def __init__(self, url: str) -> None:
         # No listings kept: other machines write to the same bucket.
-        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **_patience(url))
+        if _is_s3(url):
+            self._fs.retries = _TRIES
         self._root = str(root).rstrip("/")
 
     def check(self) -> None:
         """Raise OSError unless the root can be written."""
         if not isinstance(self._fs, LocalFileSystem):
             with _storage_errors():
-                self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
+                self._fs.pipe_file(f"{self._root}/{_PROBE}", b"", **self._within(_TRIES * _SILENCE))
             return
         self._fs.makedirs(self._root, exist_ok=True)
         if not os.access(self._root, os.W_OK | os.X_OK):
@@ -100,7 +124,7 @@ class ArtifactStore:
         """The committed record, or None. A damaged one counts as none: the subnet is then built again."""
         try:
             with _storage_errors():
-                content = self._fs.cat_file(self._path(subnet, RECORD))
+                content = self._fs.cat_file(self._path(subnet, RECORD), **self._within(_TRIES * _SILENCE))
             stored = json.loads(content)
             document = dict(stored["subnet"])
             return document if stored["sha256"] == _digest(document) else None
@@ -142,6 +166,12 @@ class ArtifactStore:
             if is_subnet_id(name):
                 yield name
 
+    def _within(self, seconds: float) -> dict[str, float]:
+        """The bound of a call as fsspec takes it, for what is not on this machine: a bucket that accepts
+        connections and says nothing would otherwise keep the calling thread for ever.
+        """
+        return {"timeout": seconds} if isinstance(self._fs, AsyncFileSystem) else {}
+
     def _path(self, subnet: str, name: str) -> str:
         return f"{self._root}/{subnet}/{name}"
 
@@ -163,7 +193,8 @@ class ArtifactStore:
         path = self._path(subnet, name)
         if not isinstance(self._fs, LocalFileSystem):
             with _storage_errors():
-                self._fs.pipe_file(path, content)  # one PUT: object stores show an object whole or not at all
+                # One PUT: object stores show an object whole or not at all.
+                self._fs.pipe_file(path, content, **self._within(_WRITING))
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

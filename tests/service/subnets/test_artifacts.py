@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.subnets import artifacts
 from service.subnets.artifacts import ArtifactStore, StoredFile
 from service.subnets.checked_file import BLOCK, DamagedArtifactError
 
@@ -118,6 +119,21 @@ def test_what_another_machine_stored_is_seen_at_once(bucket: str, tmp_path: Path
 def test_a_bucket_that_is_not_there_is_an_os_error(bucket: str) -> None:
     with pytest.raises(OSError, match="does not exist"):
         ArtifactStore("s3://nowhere/eqnet").check()
+
+
+def test_a_bucket_that_says_nothing_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setattr(artifacts, "_SILENCE", 0.3)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # connections wait to be accepted, and are not
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        store = ArtifactStore(bucket)
+        with pytest.raises(TimeoutError):
+            store.check()
+        with pytest.raises(OSError):  # noqa: PT011  whoever of the two libraries is first
+            store.record(SUBNET)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_full_or_read_only_folder_is_an_os_error_and_leaves_nothing_half(tmp_path: Path) -> None:
