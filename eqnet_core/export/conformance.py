@@ -21,6 +21,12 @@ from eqnet_core.errors import UnsupportedTargetError, Violation
 from eqnet_core.profile import escape_pointer
 from eqnet_core.space import Granularity, Symmetry
 
+_MIDDLE = 128
+"""uint8 codes with this zero-point are symmetric int8 codes moved up by half of the type: x = s * (q - 128).
+The same values, and how ONNX writes signed activations where unsigned ones are uint8. The entry of a target
+that takes symmetric ones only says so as unverified: no such target's documentation settles it.
+"""
+
 
 def check_files(device: Device, files: Mapping[str, bytes]) -> None:
     """Check those of `files` (artifacts by name) that `device` or its converter is given: `device.file`, or
@@ -142,8 +148,9 @@ class _OnnxRules:
     def _activation(self, node: onnx.NodeProto) -> list[Violation]:
         scale, zero_point = self._parameters(node)
         kind = str(zero_point.dtype)
-        # Signed codes stored in uint8 are shifted by 128, and their zero-point with them.
-        shift = 128 if kind == "uint8" and zero_point.item() == 128 else 0
+        # A device with unsigned activations is given signed ones in the same type (`activation_container`).
+        signed = kind == "uint8" and not self.device.profile.signed and zero_point.item() == _MIDDLE
+        shift = _MIDDLE if signed else 0
         faults = {
             f"is in {kind}": kind not in self.device.activation.file_types,
             "has a step size per channel": scale.ndim > 0,

@@ -228,3 +228,23 @@ def test_without_tensor_ranges_the_reason_is_named(files_of: Callable[[Device], 
     ) as refused:
         check_files(device, files)
     assert refused.value.violations
+
+
+@pytest.mark.parametrize(("zero_point", "accepted"), [(127, False), (128, True), (129, False)])
+def test_a_symmetric_target_takes_the_middle_of_uint8_for_zero_and_nothing_else(
+    zero_point: int, accepted: bool, files_of: Callable[[Device], Files]
+) -> None:
+    device = CATALOGUE["ti-tidl-tda4vm"]
+    assert isinstance(device, Device)
+    model = onnx.load_from_string(files_of(device)["model.onnx"])
+    stored = next(
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.endswith(".input.zero_point") and numpy_helper.to_array(tensor) == 128
+    )
+    stored.CopyFrom(numpy_helper.from_array(np.array(zero_point, np.uint8), stored.name))
+    if accepted:
+        check_onnx(device, model.SerializeToString())
+    else:
+        with pytest.raises(UnsupportedTargetError, match="has a zero-point other than 0"):
+            check_onnx(device, model.SerializeToString())

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx_faults import Fault, bypass, change, tensor
 
 from eqnet_core.errors import ProofError
 from eqnet_core.export import integer_proof
@@ -22,7 +23,6 @@ from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import Subnet
 
 LAYER = "layer2.1.conv1"
-Fault = Callable[[onnx.ModelProto], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,36 +77,6 @@ def test_right_exports_differ_by_one_step_at_most(
     assert document["optimizer_default"]["steps"] == found.optimizer_default.steps
     assert 0 <= document["exact_top1"] <= 1
     assert 0 < document["range_error"] < 0.02
-
-
-def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
-
-
-def change(name: str, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Fault:
-    def fault(model: onnx.ModelProto) -> None:
-        stored = tensor(model, name)
-        array = numpy_helper.to_array(stored)
-        changed = np.asarray(function(array.astype(np.float64))).astype(array.dtype)
-        assert not np.array_equal(changed, array)
-        stored.CopyFrom(numpy_helper.from_array(changed, name))
-
-    return fault
-
-
-def bypass(name: str) -> Fault:
-    """Remove the node `name`, its first input takes the place of its output."""
-
-    def fault(model: onnx.ModelProto) -> None:
-        node = next(node for node in model.graph.node if node.name == name)
-        source, target = node.input[0], node.output[0]
-        model.graph.node.remove(node)
-        for other in model.graph.node:
-            for position, value in enumerate(other.input):
-                if value == target:
-                    other.input[position] = source
-
-    return fault
 
 
 def float_bias(model: onnx.ModelProto) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx_faults import Fault, bypass, change, tensor
 
 from eqnet_core.errors import ProofError
 from eqnet_core.export import proof
@@ -19,7 +19,6 @@ from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import BatchNorm, InputSpec, Subnet
 
 LAYER = "layer2.1.conv1"
-Fault = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +68,11 @@ def test_the_numbers_of_a_proof(subnet: Subnet, exporter: ExactExporter, inputs:
     assert document["tolerance"]["layer"] == found.tolerance.layer
 
 
-def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
-
-
-def change(name: str, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Fault:
-    def fault(model: onnx.ModelProto) -> None:
-        stored = tensor(model, name)
-        array = numpy_helper.to_array(stored)
-        changed = np.asarray(function(array.astype(np.float64))).astype(array.dtype)
-        assert not np.array_equal(changed, array)
-        stored.CopyFrom(numpy_helper.from_array(changed, name))
-
-    return fault
-
-
 def flip_code(model: onnx.ModelProto) -> None:
     stored = tensor(model, f"{LAYER}.weight.codes")
     raw = bytearray(stored.raw_data)
     raw[700] ^= 1
     stored.raw_data = bytes(raw)
-
-
-def bypass(name: str) -> Fault:
-    """Remove the node `name`, its first input takes the place of its output."""
-
-    def fault(model: onnx.ModelProto) -> None:
-        node = next(node for node in model.graph.node if node.name == name)
-        source, target = node.input[0], node.output[0]
-        model.graph.node.remove(node)
-        for other in model.graph.node:
-            for position, value in enumerate(other.input):
-                if value == target:
-                    other.input[position] = source
-
-    return fault
 
 
 def first(factor: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:

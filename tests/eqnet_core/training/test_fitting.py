@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from convolutions import make_space
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import FORMS, LayerSpec, SearchSpace
+from eqnet_core.space import FORMS, SearchSpace
 from eqnet_core.training.ensemble import EnsembleSettings
 from eqnet_core.training.fitting import fit_predictor
 from eqnet_core.training.samples import Samples, configuration_columns
@@ -23,27 +24,6 @@ Fitted = tuple[AccuracyPredictor, dict[str, Any], list[str]]
 
 QUICK = EnsembleSettings(members=2, hidden=24, steps=(150, 150))
 IMAGES = 2500
-CHANNELS = 4
-
-
-def make_space(*names: str) -> SearchSpace:
-    """Layers of `CHANNELS` channels; the first and the last are fixed."""
-    return SearchSpace(
-        tuple(
-            LayerSpec(
-                name=name,
-                kind="linear" if name == "fc" else "conv",
-                searchable=0 < position < len(names) - 1,
-                output_channels=CHANNELS,
-                weights=9 * CHANNELS**2,
-                inputs=64 * CHANNELS,
-                macs=9 * 64 * CHANNELS**2,
-                nonnegative=True,
-                float_parameters=2 * CHANNELS,
-            )
-            for position, name in enumerate(names)
-        )
-    )
 
 
 RESNET20 = make_space(

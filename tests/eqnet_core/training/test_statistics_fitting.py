@@ -6,39 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from convolutions import CHANNELS, make_space
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.space import FORMS, LayerSpec, SearchSpace
+from eqnet_core.space import FORMS, SearchSpace
 from eqnet_core.statistics import table_rows
 from eqnet_core.training.samples import Calibrations, configuration_columns
 from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration
 
-CHANNELS = 4
-
-
-def make_space(layers: int) -> SearchSpace:
-    names = ["stem", *(f"block{k}.0" for k in range(layers)), "fc"]
-    return SearchSpace(
-        tuple(
-            LayerSpec(
-                name=name,
-                kind="linear" if name == "fc" else "conv",
-                searchable=0 < position < len(names) - 1,
-                output_channels=CHANNELS,
-                weights=9 * CHANNELS**2,
-                inputs=64 * CHANNELS,
-                macs=9 * 64 * CHANNELS**2,
-                nonnegative=True,
-                float_parameters=2 * CHANNELS,
-            )
-            for position, name in enumerate(names)
-        )
-    )
-
-
-DEEP, SHALLOW = make_space(18), make_space(3)
+DEEP, SHALLOW = (make_space("stem", *(f"block{k}.0" for k in range(layers)), "fc") for layers in (18, 3))
 
 
 def make_samples(space: SearchSpace, count: int, seed: int) -> Calibrations:
