@@ -33,6 +33,7 @@ from eqnet_core.errors import ArtifactError, InvalidConfigurationError
 from eqnet_core.export.packing import pack_codes, unpack_codes
 from eqnet_core.space import (
     BIT_WIDTHS,
+    FIXED_BITS,
     LayerSpec,
     SearchSpace,
     configuration_from_json,
@@ -92,12 +93,8 @@ def read_subnet(path: str | PathLike[str]) -> Subnet:
         space = SearchSpace(tuple(LayerSpec(**spec) for spec in header["space"]))
         subnet = Subnet(
             architecture=str(header["architecture"]),
-            input=InputSpec(
-                shape=tuple(header["input"]["shape"]),
-                mean=tuple(header["input"]["mean"]),
-                std=tuple(header["input"]["std"]),
-            ),
-            classes=tuple(header["classes"]),
+            input=_input(header["input"]),
+            classes=tuple(str(name) for name in header["classes"]),
             space=space,
             configuration=configuration_from_json(header["configuration"], space),
             layers=tuple(_layer(entry, tensors) for entry in header["layers"]),
@@ -108,6 +105,7 @@ def read_subnet(path: str | PathLike[str]) -> Subnet:
         )
         if [layer.name for layer in subnet.layers] != [spec.name for spec in space.layers]:
             raise ArtifactError(f"{Path(path).name} does not hold each of its layers once, in order")
+        _check_bits(subnet)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, InvalidConfigurationError) as error:
         raise ArtifactError(f"{Path(path).name} does not hold a complete subnet: {error}") from error
     return subnet
@@ -172,6 +170,28 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str,
     return tensors, header
 
 
+def _input(entry: Mapping[str, Any]) -> InputSpec:
+    shape, mean, std = (tuple(entry[key]) for key in ("shape", "mean", "std"))
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ArtifactError(f"the input has the shape {list(shape)}, which no image has")
+    fits = len(mean) == len(std) == shape[0]
+    if not fits or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise ArtifactError(f"the input is not normalised by {shape[0]} means and positive deviations")
+    return InputSpec(shape=shape, mean=mean, std=std)
+
+
+def _check_bits(subnet: Subnet) -> None:
+    """The bits that the configuration states are those of the layers."""
+    chosen = iter(zip(subnet.configuration.weight_bits, subnet.configuration.activation_bits, strict=True))
+    for layer, spec in zip(subnet.layers, subnet.space.layers, strict=True):
+        weight_bits, activation_bits = next(chosen) if spec.searchable else (FIXED_BITS, FIXED_BITS)
+        if layer.weight.bits != weight_bits or layer.activation.bits > activation_bits:
+            raise ArtifactError(
+                f"{layer.name} has {layer.weight.bits}/{layer.activation.bits} bits, "
+                f"the configuration {weight_bits}/{activation_bits}"
+            )
+
+
 def _layer(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> QuantizedLayer:
     name = entry["name"]
     weight = _quantizer(f"{name}.weight", entry["weight"], tensors)
@@ -196,6 +216,8 @@ def _quantizer(name: str, entry: Mapping[str, int], tensors: Mapping[str, NDArra
             f"{name} has the codes {entry['low']}..{entry['high']} of {entry['bits']} bits, "
             "which no subnet has"
         )
+    if scale.dtype != np.float32:
+        raise ArtifactError(f"the step sizes of {name} are {scale.dtype}, not float32")
     if zero_point.shape != scale.shape:
         raise ArtifactError(f"{name} has {scale.size} step sizes and {zero_point.size} zero-points")
     if not (np.isfinite(scale) & (scale > 0)).all():

@@ -122,6 +122,12 @@ def forged(subnet: Subnet) -> Iterator[tuple[str, Subnet]]:
     yield "which no subnet has", other_layer(activation=replace(layer.activation, low=5, high=2))
     yield "the bias of", other_layer(bias=np.full(16, np.nan, np.float32))
     yield "the bias of", other_layer(bias=np.ones(2, np.float32))
+    yield "which no image has", replace(subnet, input=replace(subnet.input, shape=(3, -1, 32)))
+    yield "3 means and positive deviations", replace(subnet, input=replace(subnet.input, mean=(0.5,)))
+    yield "3 means and positive deviations", replace(subnet, input=replace(subnet.input, std=(1.0, 0.0, 1.0)))
+    first, *others = subnet.configuration.weight_bits
+    bits = (2 if first == 8 else 8, *others)
+    yield "the configuration", replace(subnet, configuration=replace(subnet.configuration, weight_bits=bits))
     yield "each of its layers once", replace(subnet, layers=subnet.layers[1:])
     yield "each of its layers once", replace(subnet, layers=(*subnet.layers, subnet.layers[0]))
     yield "the architecture needs", replace(subnet, classes=subnet.classes[:5])
