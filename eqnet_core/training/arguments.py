@@ -109,7 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="subnets besides that the accuracy predictor of the last fit finds best",
     )
     command.add_argument(
-        "--images", type=int, default=SamplingSettings().images, help="held-out images that measure a subnet"
+        "--images", type=int, default=SamplingSettings().images, help="held-out images that judge"
+    )
+    command.add_argument(
+        "--drawn",
+        type=int,
+        default=SamplingSettings().drawn,
+        help="training images, others for each subnet, that the predictor is fitted by",
     )
     _add_sharing(command)
     stage("accuracies", "measure the float network and the uniform subnets on the test images")

@@ -13,9 +13,11 @@ from torch.nn import functional
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
 
-Stream = Literal["order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches"]
+Stream = Literal[
+    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches", "draws"
+]
 _STREAMS: tuple[Stream, ...] = (
-    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches",
+    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches", "draws",
 )  # fmt: skip
 
 

@@ -188,6 +188,7 @@ def _sample(run: Path, data: ImageData, options: argparse.Namespace, device: tor
         samples=options.samples,
         searched=options.searched,
         images=options.images,
+        drawn=options.drawn,
         seed=options.seed,
         compile=not options.no_compile,
     )

@@ -21,10 +21,6 @@ from numpy.typing import NDArray
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.run import write_atomically
 
-SMOOTHING = 0.25
-"""Logits. An image counts sigmoid(margin / SMOOTHING) towards the smooth accuracy: a margin of a thousandth
-above zero is worth no more than one below, which takes the luck of single images out."""
-
 _STRATA = 12
 _DOUBT_SMOOTHING = 1.0
 """Logits. How near to zero a margin is in doubt."""
@@ -46,16 +42,13 @@ class Panel:
     images: NDArray[np.int64]
     weights: NDArray[np.float64]
     offset: NDArray[np.float64]
-    smooth_offset: NDArray[np.float64]
 
-    def accuracies(self, margins: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-        """Top-1 in each half [2], and the smooth accuracy of both, from the margins [K] of the images.
+    def accuracies(self, margins: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Top-1 in each half [2], from the margins [K] of the images.
 
         A margin is the right class's logit minus the largest other.
         """
-        halves = self.weights @ (margins > 0) + self.offset
-        smooth = (self.weights @ _sigmoid(margins / SMOOTHING)).mean() + self.smooth_offset
-        return np.clip(halves, 0.0, 1.0), float(np.clip(smooth, 0.0, 1.0))
+        return np.clip(self.weights @ (margins > 0) + self.offset, 0.0, 1.0)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -101,12 +94,11 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
             members = drawn[half::2]
             weights[half, members] = size / total / len(members)
     images = np.flatnonzero(weights.any(axis=0))
-    hits, smooth = (margins > 0).mean(axis=0), _sigmoid(margins / SMOOTHING).mean(axis=0)
+    hits = (margins > 0).mean(axis=0)
     return Panel(
         images=images,
         weights=weights[:, images],
         offset=hits.mean() - weights @ hits,
-        smooth_offset=smooth.mean() - (weights @ smooth).mean(),
     )
 
 

@@ -135,8 +135,8 @@ class Samples(Subnets):
     """Subnets and their accuracy as delivered, that is, with predicted BatchNorm statistics.
 
     `half_accuracy` float64 [N, 2]: top-1 on the held-out images, as two disjoint halves of a panel of
-    `images` of them tell it. `smooth_accuracy` float64 [N]: the same from both, where an image on the verge
-    counts half (see `training.panel`).
+    `images` of them tell it (see `training.panel`). `smooth_accuracy` float64 [N]: on training
+    images drawn for each subnet alone, where an image on the verge counts half (see `training.pool`).
     """
 
     half_accuracy: NDArray[np.float64]

@@ -22,7 +22,7 @@ PILOT, FRESH = make_margins(20, 4000, 1), make_margins(60, 4000, 2)
 
 
 def errors(panel: Panel) -> NDArray[np.float64]:
-    measured = np.array([panel.accuracies(row[panel.images])[0].mean() for row in FRESH])
+    measured = np.array([panel.accuracies(row[panel.images]).mean() for row in FRESH])
     return measured - (FRESH > 0).mean(axis=1)
 
 
@@ -42,9 +42,7 @@ def test_a_panel_tells_subnets_apart_better_than_as_many_random_images() -> None
 def test_all_images_give_the_accuracy_itself() -> None:
     panel = choose_panel(PILOT, 4000, np.random.default_rng(0))
     assert np.abs(errors(panel)).max() < 1e-4
-    halves, smooth = panel.accuracies(FRESH[0][panel.images])
-    assert halves.shape == (2,)
-    assert abs(smooth - (FRESH[0] > 0).mean()) < 0.01
+    assert panel.accuracies(FRESH[0][panel.images]).shape == (2,)
 
 
 def test_a_saved_panel_measures_the_same(tmp_path: Path) -> None:
@@ -53,8 +51,7 @@ def test_a_saved_panel_measures_the_same(tmp_path: Path) -> None:
     again = Panel.load(tmp_path / "panel.npz")
     for row in FRESH[:3]:
         one, other = (p.accuracies(row[p.images]) for p in (panel, again))
-        np.testing.assert_array_equal(one[0], other[0])
-        assert one[1] == other[1]
+        np.testing.assert_array_equal(one, other)
     (tmp_path / "panel.npz").write_text("none")
     with pytest.raises(TrainingError, match="delete it"):
         Panel.load(tmp_path / "panel.npz")

@@ -12,13 +12,14 @@ from safetensors.numpy import load_file
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
-from eqnet_core.evaluation import top1
+from eqnet_core.evaluation import margins, top1
 from eqnet_core.space import BIT_WIDTHS, FORMS
-from eqnet_core.training.batches import Batches, calibration_batches
+from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
+from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.run import Run
@@ -137,7 +138,7 @@ def test_statistics_are_those_of_calibration(digits: ImageData, trained: Path, c
 def test_samples_go_on_and_in_shards_to_the_same(
     digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
 ) -> None:
-    settings = SamplingSettings(samples=6, images=64, compile=False)
+    settings = SamplingSettings(samples=6, images=64, drawn=48, compile=False)
 
     def sample(folder: str, shard: Shard = WHOLE, **changes: int) -> Samples:
         changed = replace(settings, **changes)
@@ -159,8 +160,15 @@ def test_samples_go_on_and_in_shards_to_the_same(
     supernet.set_statistics(statistics)
     images = normalise(digits.held_out.images, digits.mean, digits.std)
     assert abs(top1(supernet, images, digits.held_out.labels) - whole.accuracy[2]) < 0.03
+    pool = ImagePool.load(tmp_path / "a" / "pool.npz", 48)
+    drawn = pool.draw(seeded(0, "draws", 2))
+    images = normalise(digits.train.images[drawn], digits.mean, digits.std)
+    expected = pool.accuracy(drawn, margins(supernet, images, digits.train.labels[drawn]).numpy())
+    assert abs(expected - whole.smooth_accuracy[2]) < 0.03
     with pytest.raises(TrainingError, match="held out"):
         sample("c", images=65)
+    with pytest.raises(TrainingError, match="97 images to be drawn"):
+        sample("d", drawn=97)
     with pytest.raises(TrainingError, match="run the fit stage first"):
         sample("c", searched=2)
 
@@ -174,7 +182,7 @@ def test_no_stage_goes_on_with_measurements_of_another_supernet(
     other = tmp_path / "supernet"
     other.mkdir()
     save_trained(other, changed)
-    sampling = SamplingSettings(samples=2, images=64, compile=False)
+    sampling = SamplingSettings(samples=2, images=64, drawn=48, compile=False)
     settings = RangeSettings(subnets=1, images=32, calibration_images=32)
     digest = supernet_digest(load_trained(trained / "supernet"))
     Run(tmp_path / "samples", sampling, supernet=digest)
@@ -200,7 +208,7 @@ def test_no_stage_goes_on_with_measurements_of_another_supernet(
 def test_searched_samples_are_added(
     digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
 ) -> None:
-    settings = SamplingSettings(samples=2, searched=3, images=64, compile=False)
+    settings = SamplingSettings(samples=2, searched=3, images=64, drawn=48, compile=False)
     space = load_trained(trained / "supernet").space
     uniform = [space.uniform(form, bits) for form in FORMS for bits in BIT_WIDTHS]
     accuracy = np.array([0.9 - 0.2 ** c.weight_bits[0] - 0.2 ** c.activation_bits[0] for c in uniform])
