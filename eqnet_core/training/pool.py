@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.run import write_atomically
 
-SMOOTHING = 0.25
+SMOOTHING = 0.5
 """Logits. An image counts sigmoid(margin / SMOOTHING): a margin of a thousandth above zero is worth no more
 than one below, which takes the luck of single images out."""
 
