@@ -53,18 +53,21 @@ class Worker:
 
         One that cannot be loaded fails the builds that need it, and no others.
         """
+        opened: list[Factory] = []
         for path in self._paths:
             try:
-                factory = Factory.open(path)
+                opened.append(Factory.open(path))
             except EqnetError as error:
                 logger.error("nothing is built from %s: %s", path, error)
-                continue
+        # Apart: what traces a graph is a quarter of a builder's memory, and never needed again. All of them
+        # before any supernet is loaded: that computes with several threads, after which no fork works. A
+        # graph that cannot be made there is made here, which then says why.
+        graphs = [run_apart(factory.trace, seconds=_TRACE_SECONDS) for factory in opened]
+        for factory, graph in zip(opened, graphs, strict=True):
             try:
-                # Apart: what traces a graph is a quarter of a builder's memory, and never needed again. A
-                # graph that cannot be made there is made here, which then says why.
-                factory.warm(run_apart(factory.trace, seconds=_TRACE_SECONDS))
+                factory.warm(graph)
             except EqnetError as error:
-                logger.error("nothing is built from %s: %s", path, error)
+                logger.error("nothing is built from %s: %s", factory.bundle.name, error)
                 self._failures[factory.bundle.digest] = str(error)
             else:
                 self._factories[factory.bundle.digest] = factory

@@ -15,8 +15,10 @@ HEAVY = ("sympy", "torch._dynamo", "onnxscript", "onnx_ir")
 
 PROGRAM = f"""
 import json, sys
+import torch
 from service.jobs.worker import Worker
-worker = Worker([sys.argv[1]], sys.argv[2], None)
+torch.set_num_threads(2)  # after whose first use no fork computes any more
+worker = Worker([sys.argv[1]] * 2, sys.argv[2], None)
 worker.warm()
 worker.run(json.loads(sys.argv[3]), sys.stdout)
 print([name for name in {HEAVY!r} if name in sys.modules])
