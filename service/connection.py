@@ -71,7 +71,8 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        if not (self._answering() and self.cycle.response_started):
+        # `cycle` is the last request; while others are in the pipeline, one before it is being answered.
+        if not (self._answering() and (self.cycle.response_started or self.pipeline)):
             self.transport.write(self._refusal)
         self.transport.close()
 

@@ -12,7 +12,8 @@ from service.errors import ProblemError, problem_response
 
 class RequestLimits:
     """`limits` are bytes, by the paths that take a body: 413 beyond, 408 for bodies that have not arrived
-    after `body_timeout` seconds, 415 for those that do not say they are JSON. No other body is read.
+    after `body_timeout` seconds, 415 for those that do not say they are JSON, or that are
+    compressed. No other body is read.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Mapping[str, int], body_timeout: float) -> None:
@@ -41,6 +42,15 @@ class RequestLimits:
         if not _is_json(headers.get(b"content-type", b"")):
             problem = ProblemError(
                 415, "not-json", "the body must be JSON: send it with Content-Type: application/json"
+            )
+            await problem_response(problem)(scope, receive, send)
+            return
+        if headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
+            problem = ProblemError(
+                415,
+                "encoded-body",
+                "the body must be JSON as it is: send it uncompressed, without Content-Encoding",
+                headers={"Accept-Encoding": "identity"},
             )
             await problem_response(problem)(scope, receive, send)
             return

@@ -1,5 +1,6 @@
 """Whatever is sent is answered with what the document says, and never with a 5xx."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_only_json_is_taken(client: httpx.Client, kind: str) -> None:
     content = json.dumps(_VALID).encode()
     response = client.post("/subnets", content=content, headers={"Content-Type": kind})
     assert response.status_code == 415
+
+
+def test_compressed_bodies_are_told_to_come_uncompressed(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for path in ("/subnets", "/predict-accuracy"):
+        response = client.post(path, content=gzip.compress(b"{}"), headers=headers)
+        assert response.status_code == 415
+        assert "uncompressed" in response.json()["detail"]
+        assert response.headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import connection
 from service.connection import MAX_HEAD, BoundedConnection
@@ -25,8 +25,10 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    config = uvicorn.Config(_app, http=BoundedConnection, ws="none", lifespan="off", port=0, log_config=None)
+async def connected(
+    app: ASGIApp = _app,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    config = uvicorn.Config(app, http=BoundedConnection, ws="none", lifespan="off", port=0, log_config=None)
     server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
@@ -83,6 +85,28 @@ def test_what_is_not_http_gets_a_problem_too(sent: bytes) -> None:
             assert b"content-type: application/problem+json" in head
             assert b"content-length: %d" % len(body) in head
             assert json.loads(body)["type"] == "urn:eqnet:problem:malformed-http"
+
+    asyncio.run(main())
+
+
+def test_an_answer_under_way_is_not_broken_into() -> None:
+    """By what follows another request behind it."""
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            await ended.wait()
+
+        async with connected(stream) as (reader, writer):
+            writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"begun\r\n"), 30)
+            writer.write(b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n" + b"\x16\x03\x01\r\n\r\n")
+            rest = await asyncio.wait_for(reader.read(), 30)
+            ended.set()
+        assert rest == b""
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,9 @@ def test_builds_on_workers_outlive_every_one_of_them(
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(60) == 0
         assert client.get(location).json()["status"] == "queued"
-        until("its farewell", lambda: degraded(client), 5)
+        with Redis.from_url(redis.url) as store:
+            assert store.hgetall("eqnet:workers") == {}  # at once, and not by its silence
+        until("the news of it", lambda: degraded(client), 60)
         assert client.delete(location).status_code == 204
 
 
