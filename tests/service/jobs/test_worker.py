@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from eqnet_core.factory import Factory
 from eqnet_core.space import FORMS, configuration_to_json
+from service.jobs import worker
 from service.subnets.order import SubnetOrder
 
 HEAVY = ("sympy", "torch._dynamo", "onnxscript", "onnx_ir")
@@ -15,10 +18,8 @@ HEAVY = ("sympy", "torch._dynamo", "onnxscript", "onnx_ir")
 
 PROGRAM = f"""
 import json, sys
-import torch
 from service.jobs.worker import Worker
-torch.set_num_threads(2)  # after whose first use no fork computes any more
-worker = Worker([sys.argv[1]] * 2, sys.argv[2], None)
+worker = Worker([sys.argv[1]], sys.argv[2], None)
 worker.warm()
 worker.run(json.loads(sys.argv[3]), sys.stdout)
 print([name for name in {HEAVY!r} if name in sys.modules])
@@ -46,3 +47,14 @@ def test_what_only_tracing_needs_is_not_kept(bundle: Path, tmp_path: Path) -> No
     *_, outcome, heavy = done.stdout.splitlines()
     assert "built" in json.loads(outcome)["outcome"], done.stderr
     assert heavy == "[]"
+
+
+def test_everything_is_traced_before_anything_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork of a process that has computed with several threads waits for them for ever."""
+    calls: list[str] = []
+    monkeypatch.setattr(worker, "run_apart", lambda function, *, seconds: calls.append("trace"))
+    monkeypatch.setattr(Factory, "warm", lambda self, graph: calls.append("warm"))
+    worker.Worker([str(bundle)] * 2, tmp_path.as_uri(), None).warm()
+    assert calls == ["trace", "trace", "warm", "warm"]
