@@ -66,7 +66,7 @@ class Panel:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                 return cls(**{field.name: archive[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingError(f"{path} is not a panel file: delete it, and it is made again") from error
 
 

@@ -81,7 +81,7 @@ class ImagePool:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                 reference = archive["reference"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingError(f"{path} is not a pool file: delete it, and it is made again") from error
         return cls(reference=reference, count=count)
 

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.training.panel import Panel
 from eqnet_core.training.pool import ImagePool
 
 
@@ -55,3 +56,12 @@ def test_a_saved_pool_measures_the_same(tmp_path: Path) -> None:
     (tmp_path / "pool.npz").write_text("none")
     with pytest.raises(TrainingError, match="delete it"):
         ImagePool.load(tmp_path / "pool.npz", 500)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pool.npz"
+    path.touch()
+    with pytest.raises(TrainingError, match="delete it"):
+        ImagePool.load(path, 1)
+    with pytest.raises(TrainingError, match="delete it"):
+        Panel.load(path)
