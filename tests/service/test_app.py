@@ -70,8 +70,9 @@ def test_the_examples_are_valid_requests(client: httpx.Client, document: dict[st
     for example in examples:
         request = SubnetRequest.model_validate(example)
         assert request.device is None or request.device in known
-    queries = document["components"]["schemas"]["PredictionQueries"]["examples"]
-    for query in queries:
+    body = document["paths"]["/predict-accuracy"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"]["examples"]
+    for query in body["schema"]["examples"]:
         assert client.post("/predict-accuracy", json=query).status_code == 200
 
 
