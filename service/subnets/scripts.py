@@ -48,7 +48,11 @@ if claimant == 'dropped' then return 'cancelled' end
 if claimant and claimant ~= ARGV[1] then return 'lost' end
 """
 
+# A heartbeat that was under way while its build finished must not make it a building one again.
 RENEW = f"""{OVERTAKEN}
+local current = redis.call('GET', KEYS[1])
+local status = current and cjson.decode(current).record.status
+if not holder and (status == 'ready' or status == 'failed') then return 'lost' end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 redis.call('SET', KEYS[7], ARGV[1])
 redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[2])

@@ -74,6 +74,19 @@ def test_a_finished_subnet_is_found_by_all_and_not_claimed_again(tmp_path: Path)
     run(tmp_path, use)
 
 
+@pytest.mark.parametrize("status", ["ready", "failed"])
+def test_a_heartbeat_that_comes_after_the_end_changes_nothing(tmp_path: Path, status: str) -> None:
+    async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
+        claim = await claimed(one, stored())
+        await one.finish(claim, stored(status=status))
+        with pytest.raises(LeaseLostError):
+            await one.renew(claim, stored(status="building"), {})
+        assert await other.find(stored().id) == stored(status=status)
+        assert await other.promised() == []
+
+    run(tmp_path, use)
+
+
 def test_a_failed_subnet_can_be_claimed_again(tmp_path: Path) -> None:
     async def use(one: SubnetStore, other: SubnetStore, _: Redis) -> None:
         await one.finish(await claimed(one, stored()), stored(status="failed"))
