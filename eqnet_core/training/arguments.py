@@ -80,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
                 default=0.0,
                 help="decay of the moving average, 0 for none",
             )
+            command.add_argument(
+                "--cooldown",
+                type=float,
+                default=1.0,
+                help="share of the steps over which the rate falls; below 1, epochs can be added later",
+            )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")
     command = stage("ablations", "what each part of supernet training is worth: table and plot")

@@ -98,7 +98,10 @@ def _run(options: argparse.Namespace) -> None:
             written = pretrain(data, run / "float", PretrainSettings(**shared), device)
         else:
             settings = SupernetSettings(
-                **shared, float_teacher=options.float_teacher, averaging=options.averaging
+                **shared,
+                float_teacher=options.float_teacher,
+                averaging=options.averaging,
+                cooldown=options.cooldown,
             )
             written = train_supernet(data, float_weights, run / "supernet", settings, device)
     elif options.stage == "ablations":

@@ -28,7 +28,8 @@ class Run:
     A checkpoint is written to a temporary file, flushed and renamed, so that it is whole or not there.
     The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
     `growing` (such as how many samples) may differ from those of the run that goes on. A stage that measures
-    a supernet records which in its settings (`supernet`, see `supernet_digest`).
+    a supernet records which in its settings (`supernet`, see `supernet_digest`). `before` are the settings
+    of the run that goes on.
 
     Raises:
         TrainingError: the folder holds a run with other settings, or of another supernet.
@@ -43,8 +44,10 @@ class Run:
         if supernet is not None:
             document[_SUPERNET] = supernet
         path = folder / "settings.json"
+        self._settings = document
+        self.before: dict[str, Any] = document
         if path.exists():
-            before = json.loads(path.read_text())
+            self.before = before = json.loads(path.read_text())
             free = {*growing, _SUPERNET}
             changed = sorted(
                 key for key in {*before, *document} - free if before.get(key) != document.get(key)
@@ -63,6 +66,10 @@ class Run:
     @property
     def checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pt"
+
+    @property
+    def plateau_path(self) -> Path:
+        return self.folder / "plateau.pt"
 
     @property
     def log_path(self) -> Path:
@@ -94,6 +101,16 @@ class Run:
             os.fsync(file.fileno())
         temporary.replace(self.checkpoint_path)
         self._last_checkpoint = time.monotonic()
+
+    def keep_plateau(self) -> None:
+        """Keep the checkpoint of this moment, so that `extend` can come back to it."""
+        write_atomically(self.plateau_path, self.checkpoint_path.read_bytes())
+
+    def extend(self) -> None:
+        """Make the kept plateau the checkpoint, and the present settings those of the folder."""
+        # In this order: killed in between, the folder is the shorter run again, part of the way through.
+        write_atomically(self.checkpoint_path, self.plateau_path.read_bytes())
+        write_atomically(self.folder / "settings.json", json.dumps(self._settings, indent=2).encode())
 
     def checkpoint_due(self, seconds: float) -> bool:
         """Whether the last checkpoint of this process is more than `seconds` old."""

@@ -37,9 +37,12 @@ WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetSettings:
-    """Adam with learning rates of their own for step sizes and zero-points; warm-up, then cosine to 0.
+    """Adam with learning rates of their own for step sizes and zero-points; warm-up, plateau, cosine to 0.
 
     Attributes:
+        epochs: over the training images, all sizes together. A run with a plateau can be given more later.
+        cooldown: share of the steps, the last ones, over which the rates fall to 0, (0, 1]. Below 1 there is
+            a plateau before them (Hägele et al. 2024, arXiv:2405.18392).
         guidance: share of the next wider subnet's logits in a subnet's loss, [0, 1]; the rest are labels.
         label_smoothing: of the cross entropy, [0, 1).
         float_teacher: the float network guides the highest subnet, as that guides the others.
@@ -53,6 +56,7 @@ class SupernetSettings:
     step_size_learning_rate: float = 2e-3
     zero_point_learning_rate: float = 2e-3
     warmup_steps: int = 100
+    cooldown: float = 1.0
     guidance: float = 0.5
     label_smoothing: float = 0.0
     float_teacher: bool = False
@@ -63,6 +67,12 @@ class SupernetSettings:
     seed: int = 0
     compile: bool = True
     checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cooldown <= 1:
+            raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
+        if not 0 <= self.averaging < 1:
+            raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
 
 
 def start_supernet(data: ImageData, float_weights: Path, architecture: str, device: torch.device) -> Supernet:
@@ -91,14 +101,18 @@ def train_supernet(
 ) -> Path:
     """Train until done and write `supernet.safetensors`; goes on where a killed run stopped.
 
+    With more epochs than the folder's run had, it goes on from the end of that run's plateau, and ends as if
+    it had been given them at first.
+
     Returns:
         The path of the tensors (`Supernet.tensors`). The log has a line per epoch: losses and training
         accuracies of the highest, random and lowest subnets, WDR, held-out accuracies, images/s.
 
     Raises:
-        TrainingError: no float weights, or the folder holds a run with other settings.
+        TrainingError: no float weights, or the folder holds a run with other settings, or with fewer epochs
+            whose rates had begun to fall without a plateau.
     """
-    run = Run(folder, settings)
+    run = Run(folder, settings, growing=("epochs",))
     supernet = start_supernet(data, float_weights, settings.architecture, device)
     teacher = float_network(data, float_weights, supernet.architecture).to(device)
     moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
@@ -110,6 +124,8 @@ def train_supernet(
         data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
     )
     total = settings.epochs * batches.steps_per_epoch
+    plateau_end = total - round(settings.cooldown * total)
+    extend(run, settings)
     start = 0
     if (state := run.resume()) is not None:
         supernet.load_state_dict(state["supernet"])
@@ -123,7 +139,9 @@ def train_supernet(
     progress = tqdm(range(start, total), initial=start, total=total, desc="supernet", unit="step")
     for step in progress:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * warmup_cosine(step, total, settings.warmup_steps)
+            group["lr"] = peak * rate_factor(
+                step, total, warmup=settings.warmup_steps, plateau_end=plateau_end
+            )
         images, labels = batches.at(step)
         subnets = sandwich(supernet.space, seeded(settings.seed, "subnets", step))
         supernet.train()
@@ -156,7 +174,7 @@ def train_supernet(
             progress.set_postfix(H=means[1], R=means[3], L=means[5])
             totals.zero_()
             steps_seen, began = 0, time.perf_counter()
-        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 == total:
+        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 in (plateau_end, total):
             run.checkpoint(
                 {
                     "supernet": supernet.state_dict(),
@@ -165,6 +183,8 @@ def train_supernet(
                     "step": step + 1,
                 }
             )
+        if step + 1 == plateau_end:
+            run.keep_plateau()
     return save_trained(folder, trained)
 
 
@@ -244,11 +264,28 @@ def backward_through(
     return torch.stack([*measured, regularisation.detach()]).double()
 
 
-def warmup_cosine(step: int, total: int, warmup: int) -> float:
-    """Factor on the peak learning rate: linear to 1 over `warmup` steps, then half a cosine to 0."""
+def extend(run: Run, settings: SupernetSettings) -> None:
+    """Give the folder's run the epochs of `settings`, where it had fewer.
+
+    Raises:
+        TrainingError: it had more, or it has no plateau to go on from.
+    """
+    if (before := run.before["epochs"]) == settings.epochs:
+        return
+    if before > settings.epochs or not run.plateau_path.exists():
+        raise TrainingError(
+            f"{run.folder} holds a run of {before} epochs: repeat that to go on, or choose another folder. "
+            "More epochs can be added to a run with --cooldown below 1, once its plateau is over"
+        )
+    run.extend()
+
+
+def rate_factor(step: int, total: int, *, warmup: int, plateau_end: int) -> float:
+    """Factor on the peak learning rate: linear to 1 over `warmup` steps, 1 to `plateau_end`, cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    falling_from = max(warmup, plateau_end)
+    return 0.5 * (1 + math.cos(math.pi * max(0, step - falling_from) / max(1, total - falling_from)))
 
 
 def held_out_accuracies(

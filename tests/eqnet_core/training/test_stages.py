@@ -27,7 +27,7 @@ from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import SupernetSettings, rate_factor, train_supernet
 
 CPU = torch.device("cpu")
 WHOLE = Shard()
@@ -92,6 +92,58 @@ def test_supernet_training_goes_on_to_the_same_supernet(
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["epoch"] == 2
     assert set(last["loss"]) == {"H", "R", "L", "WDR"}
+
+
+def test_a_supernet_given_more_epochs_ends_as_if_it_had_them_at_first(
+    digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    short = replace(SUPERNET, cooldown=0.5, averaging=0.5)
+    longer = replace(short, epochs=3)
+    shorter_result = load_file(train_supernet(digits, weights, tmp_path / "extended", short, CPU))
+    with monkeypatch.context() as patch:
+        break_off(patch, at_step=4)
+        with pytest.raises(KilledError):
+            train_supernet(digits, weights, tmp_path / "extended", longer, CPU)
+    extended = train_supernet(digits, weights, tmp_path / "extended", longer, CPU)
+    assert_same_tensors(extended, train_supernet(digits, weights, tmp_path / "whole", longer, CPU))
+    assert any(
+        np.abs(value - shorter_result[name]).max() > 1e-4 for name, value in load_file(extended).items()
+    )
+    assert json.loads((tmp_path / "extended" / "settings.json").read_text())["epochs"] == 3
+    epochs = [
+        json.loads(line)["epoch"] for line in (tmp_path / "extended" / "log.jsonl").read_text().splitlines()
+    ]
+    assert epochs == [1, 2, 3]
+    with pytest.raises(TrainingError, match="run of 3 epochs"):
+        train_supernet(digits, weights, tmp_path / "extended", short, CPU)
+
+
+def test_a_supernet_without_a_plateau_cannot_be_given_more_epochs(
+    digits: ImageData, trained: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    shutil.copytree(trained / "supernet", tmp_path / "run")
+    with pytest.raises(TrainingError, match="--cooldown"):
+        train_supernet(digits, weights, tmp_path / "run", replace(SUPERNET, epochs=3), CPU)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    factors = [rate_factor(step, 100, warmup=10, plateau_end=60) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:61] == [1.0] * 52
+    assert np.all(np.diff(factors[60:]) < 0)
+    assert factors[80] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0)
+    whole = [rate_factor(step, 100, warmup=10, plateau_end=0) for step in range(101)]
+    assert whole[10] == 1.0
+    assert whole[55] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"cooldown": 0.0}, {"cooldown": 1.5}, {"averaging": 1.0}])
+def test_shares_and_decays_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(wrong))):
+        SupernetSettings(**wrong)  # type: ignore[arg-type]
 
 
 def test_training_moves_weights_step_sizes_and_zero_points(digits: ImageData, trained: Path) -> None:
