@@ -93,7 +93,8 @@ class Client:
 
     def download(self, record: Mapping[str, Any], folder: Path) -> list[Path]:
         """Save every artifact of a record into `folder`, which is made if need be. A file is there once it is
-        whole and has the record's digest, or stays what it was; one whose connection breaks is gone on with.
+        whole and has the record's digest, or stays what it was. One whose connection breaks is gone on with,
+        and a service that is starting again is waited for, some seconds.
 
         Raises:
             ValueError: a file was damaged on the way.
@@ -118,8 +119,8 @@ class Client:
                 try:
                     self._fetch_rest(url, out, file)
                     break
-                except httpx.TransportError:
-                    if attempt == _ATTEMPTS:
+                except (httpx.TransportError, ServiceError) as error:
+                    if attempt == _ATTEMPTS or not _may_pass(error):
                         raise
                     time.sleep(_PAUSE)
             out.flush()
@@ -154,8 +155,7 @@ class Client:
             try:
                 return self.record(subnet)
             except (httpx.TransportError, ServiceError) as error:
-                gone = isinstance(error, ServiceError) and error.status != 503
-                if gone or time.monotonic() >= deadline:
+                if not _may_pass(error) or time.monotonic() >= deadline:
                     raise
             time.sleep(_PAUSE)
         return self.record(subnet)
@@ -184,6 +184,11 @@ class Client:
         response = self._http.request(method, url, **options)
         _raise_problem(response)
         return response
+
+
+def _may_pass(error: httpx.TransportError | ServiceError) -> bool:
+    """Whether asking again may help: a broken connection, or a service that is starting or has lost Redis."""
+    return not isinstance(error, ServiceError) or error.status == 503
 
 
 def _raise_problem(response: httpx.Response) -> None:

@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--drawn",
         type=int,
         default=SamplingSettings().drawn,
-        help="training images, others for each subnet, that the predictor is fitted by",
+        help="training images, others for each subnet, that the predictor is fitted by; 0: those that judge",
     )
     _add_sharing(command)
     stage("accuracies", "measure the float network and the uniform subnets on the test images")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.training.pool import rightness
 from eqnet_core.training.run import write_atomically
 
 _STRATA = 12
@@ -34,9 +35,9 @@ class Panel:
     """K of the held-out images.
 
     `images` int64 [K], ascending indices; `weights` float64 [2, K]: rows add up to 1 and say how much an
-    image counts in each of the two halves, 0 in the one it does not belong to. `offset` float64 [2] and
-    `smooth_offset` [] are what the panel underestimated the pilot's accuracies by: images are drawn by luck,
-    and most of that luck is the same for all subnets (a difference estimator, Cochran 1977, section 7.2).
+    image counts in each of the two halves, 0 in the one it does not belong to. `offset` float64 [2] is what
+    the panel underestimated the pilot's accuracies by: images are drawn by luck, and most of that luck is the
+    same for all subnets (a difference estimator, Cochran 1977, section 7.2).
     """
 
     images: NDArray[np.int64]
@@ -49,6 +50,10 @@ class Panel:
         A margin is the right class's logit minus the largest other.
         """
         return np.clip(self.weights @ (margins > 0) + self.offset, 0.0, 1.0)
+
+    def smooth_accuracy(self, margins: NDArray[np.float32]) -> float:
+        """The accuracy of both halves together, in [0, 1], where an image on the verge counts half."""
+        return float((self.weights @ rightness(margins)).mean())
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

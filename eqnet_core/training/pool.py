@@ -54,7 +54,7 @@ class ImagePool:
 
         A margin is the right class's logit minus the largest other.
         """
-        return cls(reference=_rightness(margins).mean(axis=0), count=count)
+        return cls(reference=rightness(margins).mean(axis=0), count=count)
 
     def draw(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Indices [count] of training images, ascending, no two alike."""
@@ -63,7 +63,7 @@ class ImagePool:
     def accuracy(self, images: NDArray[np.int64], margins: NDArray[np.float32]) -> float:
         """The smooth accuracy on the pool, in [0, 1], as the margins [count] on drawn `images` tell it."""
         ease = self.reference[images].mean() - self.reference.mean()
-        return float(np.clip(_rightness(margins).mean() - ease, 0.0, 1.0))
+        return float(np.clip(rightness(margins).mean() - ease, 0.0, 1.0))
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -86,5 +86,6 @@ class ImagePool:
         return cls(reference=reference, count=count)
 
 
-def _rightness(margins: NDArray[np.float32]) -> NDArray[np.float64]:
+def rightness(margins: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How right margins are, one by one, in [0, 1]; see `SMOOTHING`."""
     return 1.0 / (1.0 + np.exp(-np.clip(margins.astype(np.float64) / SMOOTHING, -50.0, 50.0)))

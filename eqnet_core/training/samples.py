@@ -136,7 +136,8 @@ class Samples(Subnets):
 
     `half_accuracy` float64 [N, 2]: top-1 on the held-out images, as two disjoint halves of a panel of
     `images` of them tell it (see `training.panel`). `smooth_accuracy` float64 [N]: on training
-    images drawn for each subnet alone, where an image on the verge counts half (see `training.pool`).
+    images drawn for each subnet alone, where an image on the verge counts half (see `training.pool`); on the
+    panel where none were drawn.
     """
 
     half_accuracy: NDArray[np.float64]

@@ -1,10 +1,12 @@
 """The Python client against a real server."""
 
+import hashlib
 import math
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,35 @@ def test_a_download_goes_on_where_its_connection_broke(
         assert saved.read_bytes() == direct.artifact(record["id"], "model.safetensors")
     assert [b"range: bytes=" in request.lower() for request in asked] == [False, True, True]
     assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_a_download_waits_for_a_service_that_is_starting_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.client._PAUSE", 0.0)
+    content = b"weights"
+    answers = [503, 200, 503, 503, 503, 503, 503, 404]
+
+    class Starting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    file = {"name": "w", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record = {"id": "1", "artifacts": [file]}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as starting:
+        threading.Thread(target=starting.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{starting.server_port}") as client:
+            assert client.download(record, tmp_path)[0].read_bytes() == content
+            for status in (503, 404):
+                with pytest.raises(ServiceError) as raised:
+                    client.download(record, tmp_path / "none")
+                assert raised.value.status == status
+        starting.shutdown()
+    assert not answers, "five attempts while it starts, one where there is nothing"
 
 
 def test_a_download_that_fails_leaves_what_was_there(

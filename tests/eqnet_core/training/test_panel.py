@@ -45,6 +45,15 @@ def test_all_images_give_the_accuracy_itself() -> None:
     assert panel.accuracies(FRESH[0][panel.images]).shape == (2,)
 
 
+def test_the_smooth_accuracy_follows_the_accuracy_with_less_luck() -> None:
+    panel = choose_panel(PILOT, 400, np.random.default_rng(0))
+    truth = (FRESH > 0).mean(axis=1)
+    accuracies = np.array([panel.accuracies(row[panel.images]).mean() for row in FRESH])
+    smooth = np.array([panel.smooth_accuracy(row[panel.images]) for row in FRESH])
+    assert np.corrcoef(smooth, truth)[0, 1] > np.corrcoef(accuracies, truth)[0, 1]
+    assert panel.smooth_accuracy(np.zeros(len(panel.images), dtype=np.float32)) == pytest.approx(0.5)
+
+
 def test_a_saved_panel_measures_the_same(tmp_path: Path) -> None:
     panel = choose_panel(PILOT, 400, np.random.default_rng(0))
     panel.save(tmp_path / "panel.npz")

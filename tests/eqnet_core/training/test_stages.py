@@ -19,6 +19,7 @@ from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subne
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
+from eqnet_core.training.panel import Panel
 from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
@@ -217,10 +218,17 @@ def test_samples_go_on_and_in_shards_to_the_same(
     images = normalise(digits.train.images[drawn], digits.mean, digits.std)
     expected = pool.accuracy(drawn, margins(supernet, images, digits.train.labels[drawn]).numpy())
     assert abs(expected - whole.smooth_accuracy[2]) < 0.03
+    judged = sample("e", samples=3, drawn=0)
+    np.testing.assert_array_equal(judged.half_accuracy, whole.half_accuracy[:3])
+    panel = Panel.load(tmp_path / "e" / "panel.npz")
+    images = normalise(digits.held_out.images[panel.images], digits.mean, digits.std)
+    expected = panel.smooth_accuracy(margins(supernet, images, digits.held_out.labels[panel.images]).numpy())
+    assert abs(expected - judged.smooth_accuracy[2]) < 0.03
     with pytest.raises(TrainingError, match="held out"):
         sample("c", images=65)
-    with pytest.raises(TrainingError, match="97 images to be drawn"):
-        sample("d", drawn=97)
+    for wrong in (97, -1):
+        with pytest.raises(TrainingError, match=f"{wrong} images to be drawn"):
+            sample("d", drawn=wrong)
     with pytest.raises(TrainingError, match="run the fit stage first"):
         sample("c", searched=2)
 
