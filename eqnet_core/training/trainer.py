@@ -113,6 +113,7 @@ def train_supernet(
             whose rates had begun to fall without a plateau.
     """
     run = Run(folder, settings, growing=("epochs",))
+    extend(run, settings)
     supernet = start_supernet(data, float_weights, settings.architecture, device)
     teacher = float_network(data, float_weights, supernet.architecture).to(device)
     moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
@@ -125,7 +126,6 @@ def train_supernet(
     )
     total = settings.epochs * batches.steps_per_epoch
     plateau_end = total - round(settings.cooldown * total)
-    extend(run, settings)
     start = 0
     if (state := run.resume()) is not None:
         supernet.load_state_dict(state["supernet"])
