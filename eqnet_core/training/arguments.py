@@ -16,6 +16,7 @@ from eqnet_core.training.collecting import Shard
 from eqnet_core.training.pretrain import PretrainSettings
 from eqnet_core.training.ranges import RangeSettings
 from eqnet_core.training.sampling import SamplingSettings
+from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.trainer import SupernetSettings
 
 DESCRIPTION = """The training commands, one per stage: `python -m eqnet_core.training STAGE --data … --run …`.
@@ -85,6 +86,17 @@ def build_parser() -> argparse.ArgumentParser:
                 type=float,
                 default=1.0,
                 help="share of the steps over which the rate falls; below 1, epochs can be added later",
+            )
+            command.add_argument(
+                "--random-bits",
+                type=RandomBits,
+                default=RandomBits.INDEPENDENT,
+                choices=list(RandomBits),
+                help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
+                "or half of them searched with the accuracy predictor of --start",
+            )
+            command.add_argument(
+                "--start", type=Path, help="folder of a run whose trained supernet to begin with"
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")

@@ -6,7 +6,8 @@ from typing import Any
 
 from eqnet_core.bundle import Bundle
 
-_NOT_SHOWN = ("stage", "supernet", "checkpoint_seconds")
+_START = "start"
+_NOT_SHOWN = ("stage", "supernet", "statistics", "checkpoint_seconds", _START)
 
 
 def card_page(bundle: Bundle) -> str:
@@ -71,7 +72,7 @@ def card_page(bundle: Bundle) -> str:
         "",
         "| stage | settings |",
         "|---|---|",
-        *(f"| {stage} | {_settings(settings)} |" for stage, settings in card["stages"].items()),
+        *(row for stage, settings in card["stages"].items() for row in _stage(stage, settings)),
         "",
     ]
     return "\n".join(lines)
@@ -101,6 +102,13 @@ def _integer(measured: dict[str, Any] | None) -> list[str]:
         *(f"| {band} | {-100 * cost:+.2f} |" for band, cost in measured["cost"].items()),
         "",
     ]
+
+
+def _stage(stage: str, settings: dict[str, Any]) -> list[str]:
+    """Its row, after the one of what it began with."""
+    start = settings.get(_START)
+    before = [] if start is None else _stage(f"{stage} to begin with", start)
+    return [*before, f"| {stage} | {_settings(settings)} |"]
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.cost import CostModel
-from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
-from eqnet_core.search import search
+from eqnet_core.search import AccuracyPredicting, search
 from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SearchSpace, SubnetConfiguration, Symmetry
 
 NARROW_RANGE_SHARE = 0.2
 """Part of the subnets with symmetric weights that go without the lowest weight code, as LiteRT wants it."""
 
 
+class RandomBits(StrEnum):
+    """How the bits of a training step's random subnet are drawn."""
+
+    INDEPENDENT = "independent"
+    """Each layer's by itself, as EQ-Net does: nearly all averages are then near 5."""
+    SPREAD = "spread"
+    """Averages spread evenly over 2..8 (`spread_bits`)."""
+    SEARCHED = "searched"
+    """Every other one as spread, the others by a search (`searched_configuration`): what will be handed out
+    is trained most, as in AttentiveNAS (Wang et al. 2021, arXiv:2011.09011)."""
+
+
 def sandwich(
-    space: SearchSpace, generator: np.random.Generator
+    space: SearchSpace,
+    generator: np.random.Generator,
+    random_bits: RandomBits = RandomBits.INDEPENDENT,
+    predictor: AccuracyPredicting | None = None,
 ) -> tuple[SubnetConfiguration, SubnetConfiguration, SubnetConfiguration]:
     """Highest, random and lowest bits (the sandwich rule), each with a whole-network form of its own.
 
-    A form is drawn for the network as a whole because that is how a device has it.
+    A form is drawn for the network as a whole because that is how a device has it. `predictor` is what
+    `RandomBits.SEARCHED` searches with.
     """
     count = len(space.searchable)
 
@@ -35,8 +52,14 @@ def sandwich(
 
     highest = np.full(count, BIT_WIDTHS[-1])
     lowest = np.full(count, BIT_WIDTHS[0])
-    random = generator.integers(BIT_WIDTHS[0], BIT_WIDTHS[-1] + 1, size=(2, count))
-    return draw(highest, highest), draw(random[0], random[1]), draw(lowest, lowest)
+    if random_bits is RandomBits.SEARCHED and predictor is not None and generator.random() < 0.5:
+        random = searched_configuration(space, predictor, int(generator.integers(len(FORMS))), generator)
+    elif random_bits is RandomBits.INDEPENDENT:
+        bits = generator.integers(BIT_WIDTHS[0], BIT_WIDTHS[-1] + 1, size=(2, count))
+        random = draw(bits[0], bits[1])
+    else:
+        random = draw(spread_bits(count, generator), spread_bits(count, generator))
+    return draw(highest, highest), random, draw(lowest, lowest)
 
 
 def spread_bits(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -92,7 +115,7 @@ def spread_encodings(space: SearchSpace, count: int, generator: np.random.Genera
 
 
 def searched_configuration(
-    space: SearchSpace, predictor: AccuracyPredictor, index: int, generator: np.random.Generator
+    space: SearchSpace, predictor: AccuracyPredicting, index: int, generator: np.random.Generator
 ) -> SubnetConfiguration:
     """The `index`-th configuration that `predictor` would have a device take: forms in turn, random budgets.
 

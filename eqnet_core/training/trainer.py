@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -19,15 +20,16 @@ from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
 from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import top1
 from eqnet_core.models import ARCHITECTURES, build_model
+from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
 from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
-from eqnet_core.training.run import Run
-from eqnet_core.training.subnets import sandwich
-from eqnet_core.training.trained import save_trained
+from eqnet_core.training.run import Run, check_origins, load_tensors
+from eqnet_core.training.subnets import RandomBits, sandwich
+from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 
 INITIALISATION_IMAGES = 256
 
@@ -47,6 +49,8 @@ class SupernetSettings:
         label_smoothing: of the cross entropy, [0, 1).
         float_teacher: the float network guides the highest subnet, as that guides the others.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
+        random_bits: how the bits of a step's random subnet are drawn.
+        start: which trained supernet it began with, and that one's settings; None for the float network.
     """
 
     architecture: str = "resnet20"
@@ -61,6 +65,8 @@ class SupernetSettings:
     label_smoothing: float = 0.0
     float_teacher: bool = False
     averaging: float = 0.0
+    random_bits: RandomBits = RandomBits.INDEPENDENT
+    start: Mapping[str, Any] | None = None
     skewness_weight: float = 1.0
     kurtosis_weight: float = 0.015
     sizes: ImageSizes = field(default_factory=ImageSizes)
@@ -75,8 +81,20 @@ class SupernetSettings:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
 
 
-def start_supernet(data: ImageData, float_weights: Path, architecture: str, device: torch.device) -> Supernet:
-    """The supernet of a float network, with quantisers fitted to its weights and 256 training images."""
+def start_supernet(
+    data: ImageData,
+    float_weights: Path,
+    architecture: str,
+    device: torch.device,
+    started: Supernet | None = None,
+) -> Supernet:
+    """The supernet of a float network, with quantisers fitted to its weights and 256 training images.
+
+    With `started`, its weights and quantisers instead, in a supernet of its own.
+
+    Raises:
+        TrainingError: the float weights, or `started`, are of another network.
+    """
     model = float_network(data, float_weights, architecture)
     model = model.to(device)
     images = normalise(data.train.images[:INITIALISATION_IMAGES], data.mean, data.std).to(device)
@@ -87,8 +105,34 @@ def start_supernet(data: ImageData, float_weights: Path, architecture: str, devi
         classes=data.classes,
         float_model=model,
     ).to(device)
-    initialise_quantizers(supernet, images)
+    if started is None:
+        initialise_quantizers(supernet, images)
+    elif (started.space, started.classes) != (supernet.space, supernet.classes):
+        raise TrainingError("the supernet to begin with has other layers or classes: choose another run")
+    else:
+        supernet.load_tensors(started.tensors())
     return supernet
+
+
+def describe_start(run: Path, supernet: Supernet) -> dict[str, Any]:
+    """Digest of the supernet trained in `run`, and the settings it was trained with."""
+    settings = json.loads((run / "supernet" / "settings.json").read_text())
+    return {"supernet": supernet_digest(supernet), **settings}
+
+
+def load_searcher(run: Path | None, supernet: Supernet | None) -> AccuracyPredictor:
+    """The accuracy predictor of `run`, fitted to samples of its `supernet`.
+
+    Raises:
+        TrainingError: no run, no predictor in it, or one of another supernet.
+    """
+    if run is None or supernet is None:
+        raise TrainingError(
+            "random bits can only be searched with an accuracy predictor: --start a run with one"
+        )
+    check_origins(run / "prediction", {"supernet": supernet_digest(supernet)})
+    tensors = load_tensors(run / "prediction" / "predictor.npz", stage="fit")
+    return AccuracyPredictor.from_tensors(tensors)
 
 
 def input_spec(data: ImageData, architecture: str) -> InputSpec:
@@ -97,12 +141,19 @@ def input_spec(data: ImageData, architecture: str) -> InputSpec:
 
 
 def train_supernet(
-    data: ImageData, float_weights: Path, folder: Path, settings: SupernetSettings, device: torch.device
+    data: ImageData,
+    float_weights: Path,
+    folder: Path,
+    settings: SupernetSettings,
+    device: torch.device,
+    *,
+    start_run: Path | None = None,
 ) -> Path:
     """Train until done and write `supernet.safetensors`; goes on where a killed run stopped.
 
     With more epochs than the folder's run had, it goes on from the end of that run's plateau, and ends as if
-    it had been given them at first.
+    it had been given them at first. With `start_run`, another run's folder, it begins with the supernet
+    trained there instead of quantisers fitted to the float network, and searches with its accuracy predictor.
 
     Returns:
         The path of the tensors (`Supernet.tensors`). The log has a line per epoch: losses and training
@@ -110,11 +161,17 @@ def train_supernet(
 
     Raises:
         TrainingError: no float weights, or the folder holds a run with other settings, or with fewer epochs
-            whose rates had begun to fall without a plateau.
+            whose rates had begun to fall without a plateau; or `start_run` lacks what is taken from it.
     """
+    started = predictor = None
+    if start_run is not None:
+        started = load_trained(start_run / "supernet")
+        settings = replace(settings, start=describe_start(start_run, started))
+    if settings.random_bits is RandomBits.SEARCHED:
+        predictor = load_searcher(start_run, started)
     run = Run(folder, settings, growing=("epochs",))
     extend(run, settings)
-    supernet = start_supernet(data, float_weights, settings.architecture, device)
+    supernet = start_supernet(data, float_weights, settings.architecture, device, started)
     teacher = float_network(data, float_weights, supernet.architecture).to(device)
     moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
@@ -143,7 +200,8 @@ def train_supernet(
                 step, total, warmup=settings.warmup_steps, plateau_end=plateau_end
             )
         images, labels = batches.at(step)
-        subnets = sandwich(supernet.space, seeded(settings.seed, "subnets", step))
+        generator = seeded(settings.seed, "subnets", step)
+        subnets = sandwich(supernet.space, generator, settings.random_bits, predictor)
         supernet.train()
         with torch.no_grad():
             guidance = guide(images) if settings.float_teacher else None

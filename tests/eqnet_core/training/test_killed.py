@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 EPOCHS = 4
 KILLS = 3
-FLOAT = PretrainSettings(epochs=EPOCHS, batch_size=24, compile=False, checkpoint_seconds=0)
-SUPERNET = SupernetSettings(
-    epochs=EPOCHS, batch_size=24, warmup_steps=1, averaging=0.9, compile=False, checkpoint_seconds=0
-)
+SHARED: dict[str, Any] = {"epochs": EPOCHS, "batch_size": 24, "compile": False, "checkpoint_seconds": 0}
+GUIDED: dict[str, Any] = {**SHARED, "warmup_steps": 1, "averaging": 0.9}
+FLOAT = PretrainSettings(**SHARED)
+SUPERNET = SupernetSettings(**GUIDED)
 
 PROGRAM = f"""
 import sys
@@ -38,9 +39,9 @@ torch.set_num_threads(1)
 file, stage, weights, folder = sys.argv[1:]
 data = load_data(Path(file), input_shape=(3, 32, 32), held_out=64, seed=0)
 if stage == "pretrain":
-    pretrain(data, Path(folder), {FLOAT!r}, torch.device("cpu"))
+    pretrain(data, Path(folder), PretrainSettings(**{SHARED}), torch.device("cpu"))
 else:
-    train_supernet(data, Path(weights), Path(folder), {SUPERNET!r}, torch.device("cpu"))
+    train_supernet(data, Path(weights), Path(folder), SupernetSettings(**{GUIDED}), torch.device("cpu"))
 """
 
 

@@ -1,9 +1,13 @@
 """Which subnets are drawn."""
 
-import numpy as np
+from dataclasses import replace
+from typing import Any
 
-from eqnet_core.space import FORMS, LayerSpec, SearchSpace
-from eqnet_core.training.subnets import sample_configuration, sandwich, spread_bits
+import numpy as np
+from numpy.typing import NDArray
+
+from eqnet_core.space import FORMS, LayerSpec, SearchSpace, SubnetConfiguration
+from eqnet_core.training.subnets import RandomBits, sample_configuration, sandwich, spread_bits
 
 SPACE = SearchSpace(
     tuple(
@@ -31,6 +35,44 @@ def test_sandwich_has_highest_random_and_lowest_bits_of_all_forms() -> None:
     assert {bits for highest, _, _ in drawn for bits in highest.weight_bits + highest.activation_bits} == {8}
     assert {bits for _, _, lowest in drawn for bits in lowest.weight_bits + lowest.activation_bits} == {2}
     assert {bits for _, random, _ in drawn for bits in random.weight_bits} == set(range(2, 9))
+
+
+def test_random_bits_can_be_spread() -> None:
+    generator = np.random.default_rng(0)
+
+    def low(random_bits: RandomBits) -> int:
+        drawn = [sandwich(SPACE, generator, random_bits)[1] for _ in range(200)]
+        return sum(np.mean(subnet.weight_bits) < 3.5 for subnet in drawn)
+
+    assert low(RandomBits.INDEPENDENT) == 0
+    assert 30 < low(RandomBits.SPREAD) < 70  # a quarter
+
+
+def test_every_other_random_subnet_is_one_that_a_search_finds() -> None:
+    class FirstLayerMatters:
+        """Likes bits in the first searchable layer alone."""
+
+        def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+            best = SPACE.encode([SPACE.uniform(FORMS[0], 8)])[0]
+            return np.asarray(-np.abs(features[:, first] - best[first]).sum(1), dtype=np.float64)
+
+        def interval(self, accuracy: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+            return accuracy, accuracy
+
+    apart = SPACE.encode([SPACE.uniform(FORMS[0], 2), with_first_layer_at_8()])
+    first = np.flatnonzero(apart[0] != apart[1])
+    generator = np.random.default_rng(0)
+    predictor = FirstLayerMatters()
+    drawn = [sandwich(SPACE, generator, RandomBits.SEARCHED, predictor)[1] for _ in range(60)]
+    first_layer_at_8 = sum(subnet.weight_bits[0] == 8 for subnet in drawn)
+    assert 20 < first_layer_at_8 < 50  # half of them, and those that are spread by chance
+    assert {subnet.form for subnet in drawn} == set(FORMS)
+
+
+def with_first_layer_at_8() -> SubnetConfiguration:
+    """Everything else at 2 bits."""
+    lowest = SPACE.uniform(FORMS[0], 2)
+    return replace(lowest, weight_bits=(8, *lowest.weight_bits[1:]))
 
 
 def test_averages_are_spread_evenly_and_near_their_target() -> None:
