@@ -45,7 +45,7 @@ def measure_accuracies(
         another supernet.
     """
     supernet = load_trained(supernet_folder).to(device)
-    Run(folder, settings, supernet=supernet_digest(supernet))
+    Run(folder, settings, origins={"supernet": supernet_digest(supernet)})
     path = folder / "accuracies.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     images = normalise(data.test.images, data.mean, data.std).to(device)

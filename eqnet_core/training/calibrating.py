@@ -58,7 +58,9 @@ def calibrate_subnets(
         before.
     """
     supernet = load_trained(supernet_folder).to(device)
-    run = Run(folder, settings, growing=("samples", "compile"), supernet=supernet_digest(supernet))
+    run = Run(
+        folder, settings, growing=("samples", "compile"), origins={"supernet": supernet_digest(supernet)}
+    )
     forward = torch.compile(supernet, dynamic=False) if settings.compile else supernet
     wanted = [
         Wanted(

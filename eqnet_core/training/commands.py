@@ -36,10 +36,11 @@ from eqnet_core.training.prediction_report import LEFT_OUT, write_report
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.run import (
-    check_supernet,
+    check_origins,
     load_tensors,
-    measured_supernet,
+    read_origins,
     save_tensors,
+    tensors_digest,
     write_atomically,
 )
 from eqnet_core.training.samples import Samples, gather
@@ -102,8 +103,11 @@ def _run(options: argparse.Namespace) -> None:
                 float_teacher=options.float_teacher,
                 averaging=options.averaging,
                 cooldown=options.cooldown,
+                random_bits=options.random_bits,
             )
-            written = train_supernet(data, float_weights, run / "supernet", settings, device)
+            written = train_supernet(
+                data, float_weights, run / "supernet", settings, device, start_run=options.start
+            )
     elif options.stage == "ablations":
         written = _ablations(run, data, float_weights, options, device)
     elif options.stage == "statistics":
@@ -219,13 +223,13 @@ def _fit(run: Path, seed: int) -> None:
     if samples is None:
         raise TrainingError(f"no samples in {run / 'samples'}: run the sample stage first")
     if (run / "supernet" / TENSORS).exists():
-        check_supernet(run / "samples", supernet_digest(load_trained(run / "supernet")))
+        check_origins(run / "samples", {"supernet": supernet_digest(load_trained(run / "supernet"))})
     predictor, quality, left_out = fit_predictor(samples, samples.space, seed, report=print)
     folder = run / "prediction"
     save_tensors(folder / "predictor.npz", predictor.to_tensors())
     save_tensors(folder / LEFT_OUT, vars(left_out))
     write_atomically(folder / "quality.json", json.dumps(quality, indent=2).encode())
-    settings = {"stage": "fit", "seed": seed, "supernet": measured_supernet(run / "samples")}
+    settings = {"stage": "fit", "seed": seed, **read_origins(run / "samples")}
     write_atomically(folder / "settings.json", json.dumps(settings, indent=2).encode())
     print(f"wrote {folder}")
 
@@ -268,9 +272,13 @@ def _known_ranges(
 
 def _bundle(run: Path, options: argparse.Namespace) -> None:
     supernet = load_trained(run / "supernet")
-    digest = supernet_digest(supernet)
+    origins = {"supernet": supernet_digest(supernet)}
     for measured in ("statistics", "samples", "prediction", "accuracies", "ranges"):
-        check_supernet(run / measured, digest)
+        check_origins(run / measured, origins)
+    statistics = load_statistics(run / "statistics")
+    origins["statistics"] = tensors_digest(statistics.to_tensors())
+    for measured in ("samples", "prediction"):
+        check_origins(run / measured, origins)
     accuracies = _read_json(run / "accuracies" / "accuracies.json", "accuracies")
     quality = _read_json(run / "prediction" / "quality.json", "fit")
     stages = {
@@ -300,7 +308,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         predictor=AccuracyPredictor.from_tensors(
             load_tensors(run / "prediction" / "predictor.npz", stage="fit")
         ),
-        statistics=load_statistics(run / "statistics"),
+        statistics=statistics,
         ranges=ranges,
         integer_quality=integer_quality,
         calibration=_calibration_images(supernet, options),

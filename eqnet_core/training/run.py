@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import secrets
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
 
-_SUPERNET = "supernet"
+_ORIGINS = {"supernet": "another supernet", "statistics": "other predicted statistics"}
+"""What a stage may have measured, recorded by the digest of its tensors, and how a wrong one is called."""
 
 
 class Run:
@@ -28,27 +30,33 @@ class Run:
     A checkpoint is written to a temporary file, flushed and renamed, so that it is whole or not there.
     The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
     `growing` (such as how many samples) may differ from those of the run that goes on. A stage that measures
-    a supernet records which in its settings (`supernet`, see `supernet_digest`). `before` are the settings
-    of the run that goes on.
+    what another one made records which in its settings (`origins`: digests of the `supernet`, and of the
+    predictor of BatchNorm `statistics`). `before` are the settings of the run that goes on.
 
     Raises:
-        TrainingError: the folder holds a run with other settings, or of another supernet.
+        TrainingError: the folder holds a run with other settings, or of another origin.
     """
 
     def __init__(
-        self, folder: Path, settings: Any, *, growing: Sequence[str] = (), supernet: str | None = None
+        self,
+        folder: Path,
+        settings: Any,
+        *,
+        growing: Sequence[str] = (),
+        origins: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         document = json.loads(json.dumps({"stage": type(settings).__name__, **asdict(settings)}, default=str))
-        if supernet is not None:
-            document[_SUPERNET] = supernet
+        document |= origins or {}
         path = folder / "settings.json"
         self._settings = document
         self.before: dict[str, Any] = document
         if path.exists():
             self.before = before = json.loads(path.read_text())
-            free = {*growing, _SUPERNET}
+            free = {*growing, *_ORIGINS}
+            # A setting that did not exist when the run began had what is now its default.
+            before = {**_defaults(settings), **before}
             changed = sorted(
                 key for key in {*before, *document} - free if before.get(key) != document.get(key)
             )
@@ -57,8 +65,7 @@ class Run:
                     f"{folder} holds a run with other settings ({', '.join(changed)}): "
                     "repeat its settings to go on, or choose another folder"
                 )
-            if supernet is not None:
-                check_supernet(folder, supernet)
+            check_origins(folder, origins or {})
         else:
             write_atomically(path, json.dumps(document, indent=2).encode())
         self._last_checkpoint = time.monotonic()
@@ -117,26 +124,43 @@ class Run:
         return time.monotonic() - self._last_checkpoint > seconds
 
 
-def measured_supernet(folder: Path) -> str | None:
-    """Which supernet the stage in `folder` measured; None where it has not begun, or does not say (older)."""
+def _defaults(settings: Any) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(settings) if field.default is not MISSING}
+    document: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
+    return document
+
+
+def read_origins(folder: Path) -> dict[str, str]:
+    """Digests of what the stage in `folder` measured; without those that it does not state (older runs)."""
     try:
-        digest = json.loads((folder / "settings.json").read_text()).get(_SUPERNET)
+        settings = json.loads((folder / "settings.json").read_text())
     except FileNotFoundError:
-        return None
-    return None if digest is None else str(digest)
+        return {}
+    return {name: str(settings[name]) for name in _ORIGINS if settings.get(name) is not None}
 
 
-def check_supernet(folder: Path, supernet: str) -> None:
-    """Refuse a stage's results if they say that they are of another supernet than `supernet`, a digest.
+def check_origins(folder: Path, origins: Mapping[str, str]) -> None:
+    """Refuse a stage's results if they say that they are of others than `origins`, digests by name.
 
     Raises:
         TrainingError: they are.
     """
-    if measured_supernet(folder) not in (None, supernet):
-        raise TrainingError(
-            f"{folder} was measured with another supernet: delete it, or move it away, "
-            "and run the stages from there on again"
-        )
+    stated = read_origins(folder)
+    for name, digest in origins.items():
+        if stated.get(name, digest) != digest:
+            raise TrainingError(
+                f"{folder} was measured with {_ORIGINS[name]}: delete it, or move it away, "
+                "and run the stages from there on again"
+            )
+
+
+def tensors_digest(tensors: Mapping[str, NDArray[Any]], *, kind: str = "") -> str:
+    """`sha256:…` of arrays with their names and shapes, and of the `kind` of thing they make up."""
+    digest = hashlib.sha256(kind.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"\n{name} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -23,7 +23,7 @@ from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
 from eqnet_core.training.panel import Panel, choose_panel
 from eqnet_core.training.pool import ImagePool
-from eqnet_core.training.run import Run, check_supernet
+from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.subnets import sample_configuration, searched_configuration
 from eqnet_core.training.trained import load_trained, supernet_digest
@@ -76,7 +76,8 @@ def sample_subnets(
 
     Raises:
         TrainingError: no trained supernet, no statistics predictor, no predictor to search with, fewer
-        held-out or training images than asked for, or other settings or another supernet before.
+        held-out or training images than asked for, or other settings, another supernet or
+        other predicted statistics before.
     """
     if settings.images > len(data.held_out):
         raise TrainingError(
@@ -86,14 +87,15 @@ def sample_subnets(
     if settings.searched and predictor is None:
         raise TrainingError("searched samples need an accuracy predictor: run the fit stage first")
     supernet = load_trained(supernet_folder).to(device)
-    digest = supernet_digest(supernet)
-    check_supernet(statistics_folder, digest)
+    origins = {"supernet": supernet_digest(supernet)}
+    check_origins(statistics_folder, origins)
+    statistics = load_statistics(statistics_folder)
+    origins["statistics"] = tensors_digest(statistics.to_tensors())
     if not 0 <= settings.drawn <= len(data.train):
         raise TrainingError(
             f"{settings.drawn} images to be drawn of {len(data.train)} training images: change --drawn"
         )
-    run = Run(folder, settings, growing=("samples", "searched", "compile"), supernet=digest)
-    statistics = load_statistics(statistics_folder)
+    run = Run(folder, settings, growing=("samples", "searched", "compile"), origins=origins)
     space = supernet.space
     forward: Callable[[Tensor], Tensor] = (
         torch.compile(supernet, dynamic=False) if settings.compile else supernet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.space import LayerSpec, SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.run import write_atomically
+from eqnet_core.training.run import tensors_digest, write_atomically
 
 TENSORS = "supernet.safetensors"
 DESCRIPTION = "supernet.json"
@@ -35,11 +34,7 @@ def save_trained(folder: Path, supernet: Supernet) -> Path:
 
 def supernet_digest(supernet: Supernet) -> str:
     """`sha256:…` of everything that was trained: what later stages say that they measured."""
-    digest = hashlib.sha256(supernet.architecture.encode())
-    for name, value in sorted(supernet.tensors().items()):
-        digest.update(f"\n{name} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return f"sha256:{digest.hexdigest()}"
+    return tensors_digest(supernet.tensors(), kind=supernet.architecture)
 
 
 def load_trained(folder: Path) -> Supernet:

@@ -12,9 +12,9 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.training.panel import Panel
 from eqnet_core.training.run import (
     Run,
-    check_supernet,
+    check_origins,
     load_tensors,
-    measured_supernet,
+    read_origins,
     save_tensors,
     write_atomically,
 )
@@ -27,24 +27,39 @@ class Settings:
 
 
 def test_measurements_of_another_supernet_are_not_gone_on_with(tmp_path: Path) -> None:
-    Run(tmp_path, Settings(), growing=("samples",), supernet="sha256:one")
-    Run(tmp_path, Settings(samples=8), growing=("samples",), supernet="sha256:one")
-    assert measured_supernet(tmp_path) == "sha256:one"
-    check_supernet(tmp_path, "sha256:one")
+    Run(tmp_path, Settings(), growing=("samples",), origins={"supernet": "sha256:one"})
+    Run(tmp_path, Settings(samples=8), growing=("samples",), origins={"supernet": "sha256:one"})
+    assert read_origins(tmp_path) == {"supernet": "sha256:one"}
+    check_origins(tmp_path, {"supernet": "sha256:one"})
     with pytest.raises(TrainingError, match="was measured with another supernet: delete it"):
-        Run(tmp_path, Settings(), supernet="sha256:other")
+        Run(tmp_path, Settings(), origins={"supernet": "sha256:other"})
     with pytest.raises(TrainingError, match=r"other settings \(seed\)"):
-        Run(tmp_path, Settings(seed=1), supernet="sha256:other")
+        Run(tmp_path, Settings(seed=1), origins={"supernet": "sha256:other"})
+
+
+def test_samples_are_not_gone_on_with_by_other_statistics(tmp_path: Path) -> None:
+    both = {"supernet": "sha256:one", "statistics": "sha256:these"}
+    Run(tmp_path, Settings(), origins=both)
+    check_origins(tmp_path, {"supernet": "sha256:one"})
+    with pytest.raises(TrainingError, match="was measured with other predicted statistics: delete it"):
+        Run(tmp_path, Settings(), origins={**both, "statistics": "sha256:those"})
 
 
 def test_a_folder_that_does_not_say_which_supernet_is_gone_on_with_as_it_is(tmp_path: Path) -> None:
     before = json.dumps({"stage": "Settings", "samples": 4, "seed": 0}).encode()
     (tmp_path / "settings.json").write_bytes(before)
-    Run(tmp_path, Settings(), supernet="sha256:one")
-    check_supernet(tmp_path, "sha256:one")
-    check_supernet(tmp_path / "not begun", "sha256:one")
+    Run(tmp_path, Settings(), origins={"supernet": "sha256:one"})
+    check_origins(tmp_path, {"supernet": "sha256:one"})
+    check_origins(tmp_path / "not begun", {"supernet": "sha256:one"})
     # other shards may still run the program that wrote it
     assert (tmp_path / "settings.json").read_bytes() == before
+
+
+def test_a_setting_that_is_new_had_its_default_before(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"stage": "Settings", "samples": 4}))
+    Run(tmp_path, Settings())
+    with pytest.raises(TrainingError, match=r"other settings \(seed\)"):
+        Run(tmp_path, Settings(seed=1))
 
 
 def test_shards_that_write_the_same_file_at_once_do_not_lose_it(tmp_path: Path) -> None:

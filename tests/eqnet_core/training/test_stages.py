@@ -27,6 +27,7 @@ from eqnet_core.training.run import Run
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
+from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 from eqnet_core.training.trainer import SupernetSettings, rate_factor, train_supernet
 
@@ -127,6 +128,43 @@ def test_a_supernet_without_a_plateau_cannot_be_given_more_epochs(
     shutil.copytree(trained / "supernet", tmp_path / "run")
     with pytest.raises(TrainingError, match="--cooldown"):
         train_supernet(digits, weights, tmp_path / "run", replace(SUPERNET, epochs=3), CPU)
+
+
+def test_a_supernet_can_begin_with_that_of_another_run(
+    digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    still = replace(
+        SUPERNET,
+        epochs=1,
+        random_bits=RandomBits.SPREAD,
+        learning_rate=0.0,
+        step_size_learning_rate=0.0,
+        zero_point_learning_rate=0.0,
+    )
+    with monkeypatch.context() as patch:
+        break_off(patch, at_step=1)
+        with pytest.raises(KilledError):
+            train_supernet(digits, weights, tmp_path / "next", still, CPU, start_run=trained)
+    result = train_supernet(digits, weights, tmp_path / "next", still, CPU, start_run=trained)
+    assert_same_tensors(result, trained / "supernet" / "supernet.safetensors")
+    start = json.loads((tmp_path / "next" / "settings.json").read_text())["start"]
+    assert start["supernet"] == supernet_digest(load_trained(trained / "supernet"))
+    assert start["epochs"] == SUPERNET.epochs
+    with pytest.raises(TrainingError, match="start"):
+        train_supernet(digits, weights, tmp_path / "next", still, CPU)
+
+
+def test_random_bits_are_not_searched_without_a_predictor(
+    digits: ImageData, trained: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    searched = replace(SUPERNET, random_bits=RandomBits.SEARCHED)
+    with pytest.raises(TrainingError, match="--start"):
+        train_supernet(digits, weights, tmp_path / "next", searched, CPU)
+    with pytest.raises(TrainingError, match="run the fit stage first"):
+        train_supernet(digits, weights, tmp_path / "next", searched, CPU, start_run=trained)
+    assert not (tmp_path / "next").exists()
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
@@ -245,8 +283,8 @@ def test_no_stage_goes_on_with_measurements_of_another_supernet(
     sampling = SamplingSettings(samples=2, images=64, drawn=48, compile=False)
     settings = RangeSettings(subnets=1, images=32, calibration_images=32)
     digest = supernet_digest(load_trained(trained / "supernet"))
-    Run(tmp_path / "samples", sampling, supernet=digest)
-    Run(tmp_path / "ranges", settings, supernet=digest)
+    Run(tmp_path / "samples", sampling, origins={"supernet": digest})
+    Run(tmp_path / "ranges", settings, origins={"supernet": digest})
     statistics = tmp_path / "statistics"
     shutil.copytree(calibrated, statistics)
     calibration = CalibrationSettings(samples=MINIMUM_CALIBRATIONS, images=32, compile=False)
