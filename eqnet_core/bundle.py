@@ -5,6 +5,7 @@
     predictor.safetensors     `AccuracyPredictor`
     statistics.safetensors    `StatisticsPredictor`
     ranges.safetensors        `TensorRanges`, which only the `integer` flavour needs: older bundles have none
+    graph.onnx                `FloatGraph`, without weights: a builder that has it need not trace the network
     calibration.safetensors   images to calibrate each subnet with, in bundles that may carry images
 
 `bundle.json` holds the SHA-256 of every other file, so that the digest of its canonical form stands for all
@@ -40,7 +41,7 @@ SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
 
 SUPERNET, PREDICTOR, STATISTICS = "supernet.safetensors", "predictor.safetensors", "statistics.safetensors"
-RANGES, CALIBRATION = "ranges.safetensors", "calibration.safetensors"
+RANGES, GRAPH, CALIBRATION = "ranges.safetensors", "graph.onnx", "calibration.safetensors"
 
 _DOCUMENT = "bundle.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -156,6 +157,11 @@ class Bundle:
         return images
 
     @property
+    def has_graph(self) -> bool:
+        """Whether it holds the float graph (`Bundle.read(GRAPH)`), as bundles of older versions do not."""
+        return GRAPH in self.document["files"]
+
+    @property
     def has_ranges(self) -> bool:
         """Whether `model.integer.onnx` can be built from this bundle."""
         return RANGES in self.document["files"]
@@ -226,13 +232,15 @@ def write_bundle(
     ranges: TensorRanges | None = None,
     integer_quality: Mapping[str, Any] | None = None,
     calibration: NDArray[np.uint8] | None = None,
+    graph: bytes | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle and open it. The folder appears complete or not at all; equal arguments, equal bytes.
 
     `accuracy` (measured top-1 of some subnets) and `card` (data, commands, epochs) are free-form JSON.
     Without `ranges` the bundle has no `integer` flavour; `integer_quality` is what that one was measured to
-    cost (`training.ranges`). With `calibration` images subnets are calibrated rather than predicted.
+    cost (`training.ranges`). With `calibration` images subnets are calibrated rather than predicted. `graph`
+    is the float network's (`FloatGraph.to_bytes`); without it every builder traces one as it starts.
 
     Raises:
         BundleError: the parts do not fit together, or `folder` holds something else and `overwrite` is not
@@ -246,6 +254,8 @@ def write_bundle(
     }
     if ranges is not None:
         files[RANGES] = _save(ranges.to_tensors())
+    if graph is not None:
+        files[GRAPH] = graph
     if calibration is not None:
         files[CALIBRATION] = _save({"images": calibration})
     document = {

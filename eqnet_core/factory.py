@@ -25,11 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.bundle import GRAPH, Bundle, shipped_bundles
 from eqnet_core.cost import Cost, CostModel
 from eqnet_core.devices.device import Device
 from eqnet_core.devices.rules import check_subnet
-from eqnet_core.errors import BundleError, InvalidConfigurationError, UnsupportedTargetError, Violation
+from eqnet_core.errors import (
+    ArtifactError,
+    BundleError,
+    InvalidConfigurationError,
+    UnsupportedTargetError,
+    Violation,
+)
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.ranges import cost_band
@@ -173,8 +179,8 @@ class Factory:
         return self.costs.of_all(configurations)
 
     def trace(self) -> FloatGraph:
-        """The float graph that `warm` makes unless it is given one: seconds, and 250 MB of modules that stay
-        loaded, which a process of its own can have instead.
+        """The float graph that `warm` makes unless it is given one, or the bundle holds it: seconds, and
+        250 MB of modules that stay loaded, which a process of its own can have instead.
 
         Raises:
             BundleError: an architecture that this version does not have.
@@ -264,6 +270,25 @@ def _for_this_version(bundle: Bundle) -> Iterator[None]:
         raise BundleError(f"bundle {bundle.name} is not for this version: {error}") from error
 
 
+def _stored_graph(bundle: Bundle) -> FloatGraph | None:
+    """The graph that the bundle holds.
+
+    Raises:
+        BundleError: it is of another network.
+    """
+    from eqnet_core.export.template import FloatGraph
+
+    if not bundle.has_graph:
+        return None
+    try:
+        graph = FloatGraph.from_bytes(bundle.read(GRAPH))
+    except ArtifactError as error:
+        raise BundleError(f"bundle {bundle.name}: {GRAPH}: {error}: write the bundle again") from error
+    if graph.layers != {layer.name for layer in bundle.space.layers}:
+        raise BundleError(f"bundle {bundle.name}: {GRAPH} is of another network: write the bundle again")
+    return graph
+
+
 class _Workshop:
     """The torch side of a factory: what loads once and then builds many subnets."""
 
@@ -278,7 +303,8 @@ class _Workshop:
         self._factory = factory
         with _for_this_version(bundle):
             self._supernet: Supernet = Supernet.from_bundle(bundle)
-        graph = factory.trace() if graph is None else graph
+        if graph is None:
+            graph = _stored_graph(bundle) or factory.trace()
         self._exporter: ExactExporter = ExactExporter(
             bundle.architecture, bundle.input, bundle.classes, graph=graph
         )

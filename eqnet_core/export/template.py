@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from eqnet_core.errors import UnsupportedTargetError
+from eqnet_core.errors import ArtifactError, UnsupportedTargetError
 from eqnet_core.models import build_model
 
 OPSET = 21
@@ -39,6 +40,44 @@ class FloatGraph:
     output: onnx.ValueInfoProto
     layers: frozenset[str]
     batch_norms: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto) -> FloatGraph:
+        """What `graph` holds, a network of one input and one output."""
+        return cls(
+            nodes=tuple(graph.node),
+            constants=tuple(graph.initializer),
+            input=graph.input[0],
+            output=graph.output[0],
+            layers=frozenset(node.name for node in graph.node if node.op_type in ("Conv", "Gemm")),
+            batch_norms=frozenset(node.name for node in graph.node if node.op_type == "BatchNormalization"),
+        )
+
+    def to_bytes(self) -> bytes:
+        """An ONNX file that lacks the weights: a few bytes per node. Equal graphs give equal bytes."""
+        graph = onnx.helper.make_graph(
+            self.nodes, "float", [self.input], [self.output], initializer=self.constants
+        )
+        opset = onnx.helper.make_opsetid("", OPSET)
+        model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> FloatGraph:
+        """What `to_bytes` wrote.
+
+        Raises:
+            ArtifactError: it was not written by that, or for another opset.
+        """
+        model = onnx.ModelProto()
+        try:
+            model.ParseFromString(content)
+            if [entry.version for entry in model.opset_import] != [OPSET]:
+                raise ArtifactError(f"the float graph is not one of opset {OPSET}")
+            return cls.of(model.graph)
+        except (DecodeError, IndexError) as error:
+            raise ArtifactError(f"not a float graph: {error}") from error
 
 
 def trace_float_graph(architecture: str, shape: tuple[int, int, int], classes: int) -> FloatGraph:
@@ -72,20 +111,22 @@ def trace_float_graph(architecture: str, shape: tuple[int, int, int], classes: i
         canonical.append(result)
     canonical = _flattened(canonical)
     read = {name for node in canonical for name in node.input}
-    found = {node.name for node in canonical if node.op_type in ("Conv", "Gemm", "BatchNormalization")}
-    missing = sorted((set(layers) | set(norms)) - found)
+    kind = onnx.helper.make_tensor_value_info
+    graph = FloatGraph.of(
+        onnx.helper.make_graph(
+            canonical,
+            "float",
+            [kind("image", onnx.TensorProto.FLOAT, ["batch", *shape])],
+            [kind("logits", onnx.TensorProto.FLOAT, ["batch", classes])],
+            initializer=[tensor for tensor in kept.values() if tensor.name in read],
+        )
+    )
+    missing = sorted((set(layers) | set(norms)) - graph.layers - graph.batch_norms)
     if missing:
         raise UnsupportedTargetError(
             f"{architecture}: {', '.join(missing)} did not become one ONNX node each"
         )
-    return FloatGraph(
-        nodes=tuple(canonical),
-        constants=tuple(tensor for tensor in kept.values() if tensor.name in read),
-        input=onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", *shape]),
-        output=onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", classes]),
-        layers=frozenset(layers),
-        batch_norms=frozenset(norms),
-    )
+    return graph
 
 
 def _export(module: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:

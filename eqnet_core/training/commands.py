@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from eqnet_core.bundle import Bundle, add_ranges, write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
+from eqnet_core.export.template import trace_float_graph
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.ranges import TensorRanges
@@ -312,6 +313,9 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         ranges=ranges,
         integer_quality=integer_quality,
         calibration=_calibration_images(supernet, options),
+        graph=trace_float_graph(
+            supernet.architecture, supernet.input.shape, len(supernet.classes)
+        ).to_bytes(),
         overwrite=options.overwrite,
     )
     if options.page:

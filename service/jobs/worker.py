@@ -61,8 +61,11 @@ class Worker:
                 logger.error("nothing is built from %s: %s", path, error)
         # Apart: what traces a graph is a quarter of a builder's memory, and never needed again. All of them
         # before any supernet is loaded: that computes with several threads, after which no fork works. A
-        # graph that cannot be made there is made here, which then says why.
-        graphs = [run_apart(factory.trace, seconds=_TRACE_SECONDS) for factory in opened]
+        # graph that cannot be made there is made here, which then says why. Most bundles hold theirs.
+        graphs = [
+            None if factory.bundle.has_graph else run_apart(factory.trace, seconds=_TRACE_SECONDS)
+            for factory in opened
+        ]
         for factory, graph in zip(opened, graphs, strict=True):
             try:
                 factory.warm(graph)

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
-from eqnet_core.bundle import SUPERNET, Bundle, add_ranges, write_bundle
+from eqnet_core.bundle import GRAPH, SUPERNET, Bundle, add_ranges, write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.devices import load_catalogue
 from eqnet_core.errors import (
@@ -326,6 +326,41 @@ def test_a_bundle_without_ranges_says_what_to_do(factory: Factory, tmp_path: Pat
     with pytest.raises(BundleError, match="`ranges` stage"):
         old.bundle.ranges()
     assert set(old.artifacts) == {*ARTIFACTS} - {INTEGER}
+
+
+def with_graph(bundle: Bundle, folder: Path, graph: bytes) -> Path:
+    """A copy of `bundle` that holds `graph`."""
+    shutil.copytree(bundle.path, folder)
+    (folder / GRAPH).write_bytes(graph)
+    document = json.loads((folder / "bundle.json").read_text())
+    document["files"][GRAPH] = {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
+    (folder / "bundle.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_bundle_with_its_graph_is_not_traced(
+    factory: Factory, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = factory.trace().to_bytes()
+    monkeypatch.setattr(Factory, "trace", lambda self: pytest.fail("it was traced"))
+    stored = Factory.open(with_graph(factory.bundle, tmp_path / "stored", graph))
+    stored.warm()
+    name = "model.onnx"
+    configuration = stored.bundle.space.uniform(FORMS[0], 4)
+    built, expected = (
+        onnx.load_from_string(one.build(configuration, artifacts=[name]).files[name])
+        for one in (stored, factory)
+    )
+    assert built.graph == expected.graph
+
+
+def test_a_graph_of_another_network_is_refused(factory: Factory, tmp_path: Path) -> None:
+    graph = factory.trace()
+    other = replace(graph, nodes=graph.nodes[:-1]).to_bytes()
+    for content, problem in ((other, "is of another network"), (b"damaged", "not a float graph")):
+        stored = Factory.open(with_graph(factory.bundle, tmp_path / problem, content))
+        with pytest.raises(BundleError, match=problem):
+            stored.warm()
 
 
 def digests(build: Build) -> dict[str, str]:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
+from eqnet_core.errors import ArtifactError
 from eqnet_core.export.onnx_exact import ExactExporter
+from eqnet_core.export.template import FloatGraph
 
 
 def test_graph_has_the_architectures_names_and_nothing_superfluous(exporter: ExactExporter) -> None:
@@ -26,3 +30,17 @@ def test_graph_has_the_architectures_names_and_nothing_superfluous(exporter: Exa
     used = {name for node in graph.nodes for name in node.input}
     assert {constant.name for constant in graph.constants} <= used
     assert not any(node.metadata_props or node.doc_string for node in graph.nodes)
+
+
+def test_a_graph_comes_back_as_it_was_written(exporter: ExactExporter) -> None:
+    graph = exporter.graph
+    content = graph.to_bytes()
+    assert FloatGraph.from_bytes(content) == graph
+    assert FloatGraph.from_bytes(content).to_bytes() == content
+    assert len(content) < 50_000
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_what_is_no_graph_is_refused(content: bytes) -> None:
+    with pytest.raises(ArtifactError, match="float graph"):
+        FloatGraph.from_bytes(content)

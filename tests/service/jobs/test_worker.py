@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eqnet_core.bundle import Bundle
 from eqnet_core.factory import Factory
 from eqnet_core.space import FORMS, configuration_to_json
 from service.jobs import worker
@@ -58,3 +59,14 @@ def test_everything_is_traced_before_anything_is_loaded(
     monkeypatch.setattr(Factory, "warm", lambda self, graph: calls.append("warm"))
     worker.Worker([str(bundle)] * 2, tmp_path.as_uri(), None).warm()
     assert calls == ["trace", "trace", "warm", "warm"]
+
+
+def test_a_bundle_with_its_graph_is_not_traced(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "run_apart", lambda function, *, seconds: pytest.fail("it was traced"))
+    monkeypatch.setattr(Bundle, "has_graph", True)
+    warmed = []
+    monkeypatch.setattr(Factory, "warm", lambda self, graph: warmed.append(graph))
+    worker.Worker([str(bundle)], tmp_path.as_uri(), None).warm()
+    assert warmed == [None]
