@@ -162,8 +162,9 @@ def _ablations(
     )
     plot_ablations(ablations, options.out / "ablations.png")
     page: Path = options.out / "ablations.md"
+    epochs = "epoch" if options.epochs == 1 else "epochs"
     images = len(data.held_out.labels[: options.images])
-    sides = ", ".join(f"{epochs} at {side} pixels" for side, epochs in settings.sizes.stages) or "full size"
+    sides = ", ".join(f"{count} at {side} pixels" for side, count in settings.sizes.stages) or "full size"
     write_atomically(
         page,
         "\n".join(
@@ -172,8 +173,9 @@ def _ablations(
                 "",
                 "Written by the `ablations` stage of training. Top-1 in % on "
                 f"{images} held-out training images, mean of the symmetric and the asymmetric form, uniform "
-                f"bits for weights and activations; {options.epochs} epochs each "
-                f"({sides}), one seed ({options.seed}).",
+                f"bits for weights and activations; {options.epochs} {epochs} each "
+                f"({sides}), one seed ({options.seed}). The images alone give a cell a standard error of up "
+                f"to {50 / images**0.5:.1f} points.",
                 "",
                 ablation_table(ablations),
                 "![accuracy against bits of every variant](ablations.png)",

@@ -100,14 +100,20 @@ def plot_weights(run: Path, target: Path, layers: Sequence[str] | None = None) -
 def plot_ablations(ablations: Sequence[Ablation], target: Path) -> Path:
     """Accuracy against bits of every variant, one panel per granularity."""
     figure, panels = draw_figure(len(Granularity))
+    figure.set_figwidth(12)
+    lines = {}
     for axes, granularity in zip(panels, Granularity, strict=True):
-        for ablation in ablations:
+        for position, ablation in enumerate(ablations):
             means = [ablation.mean(bits, granularity) for bits in BITS]
             if None not in means:
                 values = [100 * mean for mean in means if mean is not None]
-                axes.plot([str(bits) for bits in BITS], values, marker="o", markersize=3, label=ablation.name)
+                # ten colours, solid and then dashed, and the same in both panels
+                colour, style = f"C{position % 10}", "-" if position < 10 else "--"
+                [lines[ablation.name]] = axes.plot(
+                    [str(bits) for bits in BITS], values, style, color=colour, marker="o", markersize=3
+                )
         axes.set(title=granularity.replace("_", " "), xlabel="bits", ylabel="top-1 on held-out images, %")
-        _legend_below(axes)
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)
     return write_figure(figure, target)
 
 
