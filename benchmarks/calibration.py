@@ -4,7 +4,8 @@
 
 64 random configurations down to an average of 3 bits, all forms. Each is measured on the same test images
 with statistics from 4,096 augmented training images, from another draw of 1,024, and as predicted. What
-needs images is kept in `--reference`: another predictor is compared with it in a fraction of the time.
+needs images is kept in `--reference`: another predictor of the same supernet is compared with it in a
+fraction of the time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, load_data, normalise
+from eqnet_core.training.run import tensors_digest
 from eqnet_core.training.subnets import sample_configuration
 
 SEED = 40_000
@@ -73,11 +75,18 @@ class Bench:
 
 
 def measure_reference(bench: Bench, chosen: list[SubnetConfiguration], path: Path) -> dict[str, NDArray]:
-    """Hits [configurations, images] of each draw, statistics of the first; goes on where it stopped."""
+    """Hits [configurations, images] of each draw, statistics of the first; goes on where it stopped.
+
+    Begins anew where the file is of another supernet or of another number of images.
+    """
     found: dict[str, list] = {name: [] for name in (*DRAWS, "means", "variances")}
+    measured = f"{tensors_digest(bench.supernet.tensors())}, {len(bench.images)} images"
     if path.exists():
         with np.load(path) as archive:
-            found = {name: list(archive[name]) for name in found}
+            if str(archive.get("measured")) == measured:
+                found = {name: list(archive[name])[: len(chosen)] for name in found}
+            else:
+                print(f"{path} is of another supernet or other images: measuring anew", flush=True)
     for position in range(len(found["means"]), len(chosen)):
         for name, (images, draw) in DRAWS.items():
             statistics = bench.calibrate(chosen[position], images, draw)
@@ -85,7 +94,8 @@ def measure_reference(bench: Bench, chosen: list[SubnetConfiguration], path: Pat
             if draw == 0:
                 found["means"].append(np.concatenate([mean for mean, _ in statistics.values()]))
                 found["variances"].append(np.concatenate([variance for _, variance in statistics.values()]))
-        np.savez(path, **{name: np.array(values) for name, values in found.items()})
+        arrays = {name: np.array(values) for name, values in found.items()}
+        np.savez(path, measured=measured, **arrays)
         print(f"reference {position + 1} of {len(chosen)}", flush=True)
     return {name: np.array(values) for name, values in found.items()}
 
