@@ -1,6 +1,6 @@
 """What BatchNorm statistics without images cost: predicted ones against calibration with images.
 
-    .venv/bin/python benchmarks/calibration.py --data cifar10.npz --run runs/mine
+    .venv/bin/python benchmarks/calibration.py --data cifar10.npz
 
 64 random configurations down to an average of 3 bits, all forms. Each is measured on the same test images
 with statistics from 4,096 augmented training images, from another draw of 1,024, and as predicted. What
@@ -94,6 +94,7 @@ def measure_reference(bench: Bench, chosen: list[SubnetConfiguration], path: Pat
             if draw == 0:
                 found["means"].append(np.concatenate([mean for mean, _ in statistics.values()]))
                 found["variances"].append(np.concatenate([variance for _, variance in statistics.values()]))
+        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.array(values) for name, values in found.items()}
         np.savez(path, measured=measured, **arrays)
         print(f"reference {position + 1} of {len(chosen)}", flush=True)
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=next(iter(shipped_bundles().values())))
     parser.add_argument("--configurations", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000, help="test images to measure on")
-    parser.add_argument("--reference", type=Path, default=Path("statistics-reference.npz"))
+    parser.add_argument("--reference", type=Path, default=Path("runs/statistics-reference.npz"))
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     data = load_data(options.data, input_shape=bundle.input.shape, held_out=options.held_out, seed=0)
