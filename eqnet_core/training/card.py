@@ -7,7 +7,7 @@ from typing import Any
 from eqnet_core.bundle import Bundle
 
 _START = "start"
-_NOT_SHOWN = ("stage", "supernet", "statistics", "checkpoint_seconds", _START)
+_NOT_SHOWN = ("stage", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)
 
 
 def card_page(bundle: Bundle) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.cost import CostModel
+from eqnet_core.errors import TrainingError
 from eqnet_core.profile import Budget, DeviceProfile, SearchSettings
 from eqnet_core.search import AccuracyPredicting, search
 from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SearchSpace, SubnetConfiguration, Symmetry
@@ -38,6 +39,9 @@ def sandwich(
 
     A form is drawn for the network as a whole because that is how a device has it. `predictor` is what
     `RandomBits.SEARCHED` searches with.
+
+    Raises:
+        TrainingError: a search without a predictor.
     """
     count = len(space.searchable)
 
@@ -52,7 +56,9 @@ def sandwich(
 
     highest = np.full(count, BIT_WIDTHS[-1])
     lowest = np.full(count, BIT_WIDTHS[0])
-    if random_bits is RandomBits.SEARCHED and predictor is not None and generator.random() < 0.5:
+    if random_bits is RandomBits.SEARCHED and generator.random() < 0.5:
+        if predictor is None:
+            raise TrainingError("random bits can only be searched with an accuracy predictor")
         random = searched_configuration(space, predictor, int(generator.integers(len(FORMS))), generator)
     elif random_bits is RandomBits.INDEPENDENT:
         bits = generator.integers(BIT_WIDTHS[0], BIT_WIDTHS[-1] + 1, size=(2, count))

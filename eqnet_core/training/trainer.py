@@ -27,7 +27,7 @@ from eqnet_core.supernet import Supernet, trace_layers
 from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
-from eqnet_core.training.run import Run, check_origins, load_tensors
+from eqnet_core.training.run import Run, check_origins, load_tensors, tensors_digest
 from eqnet_core.training.subnets import RandomBits, sandwich
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 
@@ -115,8 +115,16 @@ def start_supernet(
 
 
 def describe_start(run: Path, supernet: Supernet) -> dict[str, Any]:
-    """Digest of the supernet trained in `run`, and the settings it was trained with."""
-    settings = json.loads((run / "supernet" / "settings.json").read_text())
+    """Digest of the supernet trained in `run`, and the settings it was trained with.
+
+    Raises:
+        TrainingError: the folder does not say how it was trained.
+    """
+    path = run / "supernet" / "settings.json"
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} does not say how the supernet there was trained: {error}") from error
     return {"supernet": supernet_digest(supernet), **settings}
 
 
@@ -169,6 +177,9 @@ def train_supernet(
         settings = replace(settings, start=describe_start(start_run, started))
     if settings.random_bits is RandomBits.SEARCHED:
         predictor = load_searcher(start_run, started)
+        # Fitted anew between a kill and its going on, it would search for other subnets.
+        digest = tensors_digest(predictor.to_tensors())
+        settings = replace(settings, start={**(settings.start or {}), "predictor": digest})
     run = Run(folder, settings, growing=("epochs",))
     extend(run, settings)
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)

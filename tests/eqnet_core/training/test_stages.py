@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from safetensors.numpy import load_file
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import margins, top1
-from eqnet_core.space import BIT_WIDTHS, FORMS
+from eqnet_core.predictor import AccuracyPredictor
+from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace
 from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
 from eqnet_core.training.collecting import Shard
@@ -23,7 +26,7 @@ from eqnet_core.training.panel import Panel
 from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
-from eqnet_core.training.run import Run
+from eqnet_core.training.run import Run, save_tensors
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
@@ -41,7 +44,9 @@ class KilledError(Exception):
     """Stands for the power cut."""
 
 
-def break_off(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
+@contextmanager
+def broken_off(monkeypatch: pytest.MonkeyPatch, at_step: int) -> Iterator[None]:
+    """Training in this block gets as far as `at_step`."""
     real = Batches.at
 
     def at(self: Batches, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +54,10 @@ def break_off(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
             raise KilledError
         return real(self, step)
 
-    monkeypatch.setattr(Batches, "at", at)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "at", at)
+        with pytest.raises(KilledError):
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +79,8 @@ def assert_same_tensors(one: Path, other: Path) -> None:
 def test_float_training_goes_on_to_the_same_weights(
     digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        break_off(patch, at_step=3)
-        with pytest.raises(KilledError):
-            pretrain(digits, tmp_path, FLOAT, CPU)
+    with broken_off(monkeypatch, at_step=3):
+        pretrain(digits, tmp_path, FLOAT, CPU)
     result = pretrain(digits, tmp_path, FLOAT, CPU)
     assert_same_tensors(result, trained / "float" / "float.safetensors")
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -85,10 +91,8 @@ def test_supernet_training_goes_on_to_the_same_supernet(
     digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained / "float" / "float.safetensors"
-    with monkeypatch.context() as patch:
-        break_off(patch, at_step=3)
-        with pytest.raises(KilledError):
-            train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
+    with broken_off(monkeypatch, at_step=3):
+        train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
     result = train_supernet(digits, weights, tmp_path, SUPERNET, CPU)
     assert_same_tensors(result, trained / "supernet" / "supernet.safetensors")
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
@@ -103,10 +107,8 @@ def test_a_supernet_given_more_epochs_ends_as_if_it_had_them_at_first(
     short = replace(SUPERNET, cooldown=0.5, averaging=0.5)
     longer = replace(short, epochs=3)
     shorter_result = load_file(train_supernet(digits, weights, tmp_path / "extended", short, CPU))
-    with monkeypatch.context() as patch:
-        break_off(patch, at_step=4)
-        with pytest.raises(KilledError):
-            train_supernet(digits, weights, tmp_path / "extended", longer, CPU)
+    with broken_off(monkeypatch, at_step=4):
+        train_supernet(digits, weights, tmp_path / "extended", longer, CPU)
     extended = train_supernet(digits, weights, tmp_path / "extended", longer, CPU)
     assert_same_tensors(extended, train_supernet(digits, weights, tmp_path / "whole", longer, CPU))
     assert any(
@@ -142,10 +144,8 @@ def test_a_supernet_can_begin_with_that_of_another_run(
         step_size_learning_rate=0.0,
         zero_point_learning_rate=0.0,
     )
-    with monkeypatch.context() as patch:
-        break_off(patch, at_step=1)
-        with pytest.raises(KilledError):
-            train_supernet(digits, weights, tmp_path / "next", still, CPU, start_run=trained)
+    with broken_off(monkeypatch, at_step=1):
+        train_supernet(digits, weights, tmp_path / "next", still, CPU, start_run=trained)
     result = train_supernet(digits, weights, tmp_path / "next", still, CPU, start_run=trained)
     assert_same_tensors(result, trained / "supernet" / "supernet.safetensors")
     start = json.loads((tmp_path / "next" / "settings.json").read_text())["start"]
@@ -165,6 +165,25 @@ def test_random_bits_are_not_searched_without_a_predictor(
     with pytest.raises(TrainingError, match="run the fit stage first"):
         train_supernet(digits, weights, tmp_path / "next", searched, CPU, start_run=trained)
     assert not (tmp_path / "next").exists()
+
+
+def test_a_supernet_trained_on_searched_subnets_keeps_to_its_predictor(
+    digits: ImageData, trained: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    searched = replace(SUPERNET, epochs=1, random_bits=RandomBits.SEARCHED)
+    start = tmp_path / "start"
+    shutil.copytree(trained / "supernet", start / "supernet")
+    space = load_trained(start / "supernet").space
+
+    def train(seed: int) -> Path:
+        tensors = small_predictor(space, seed).to_tensors()
+        save_tensors(start / "prediction" / "predictor.npz", tensors)
+        return train_supernet(digits, weights, tmp_path / "next", searched, CPU, start_run=start)
+
+    assert load_trained(train(seed=0).parent).space == space
+    with pytest.raises(TrainingError, match=r"other settings \(start\)"):
+        train(seed=1)
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
@@ -303,19 +322,23 @@ def test_no_stage_goes_on_with_measurements_of_another_supernet(
         sample_subnets(digits, other, statistics, tmp_path / "samples", sampling, CPU, WHOLE)
 
 
+def small_predictor(space: SearchSpace, seed: int = 0) -> AccuracyPredictor:
+    """One that has seen the uniform nets for a moment."""
+    uniform = [space.uniform(form, bits) for form in FORMS for bits in BIT_WIDTHS]
+    accuracy = np.array([0.9 - 0.2 ** c.weight_bits[0] - 0.2 ** c.activation_bits[0] for c in uniform])
+    return fit_ensemble(
+        space.encode(uniform),
+        accuracy,
+        EnsembleSettings(members=1, hidden=4, steps=(5, 5)),
+        torch.Generator().manual_seed(seed),
+    )
+
+
 def test_searched_samples_are_added(
     digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
 ) -> None:
     settings = SamplingSettings(samples=2, searched=3, images=64, drawn=48, compile=False)
-    space = load_trained(trained / "supernet").space
-    uniform = [space.uniform(form, bits) for form in FORMS for bits in BIT_WIDTHS]
-    accuracy = np.array([0.9 - 0.2 ** c.weight_bits[0] - 0.2 ** c.activation_bits[0] for c in uniform])
-    predictor = fit_ensemble(
-        space.encode(uniform),
-        accuracy,
-        EnsembleSettings(members=1, hidden=4, steps=(5, 5)),
-        torch.Generator().manual_seed(0),
-    )
+    predictor = small_predictor(load_trained(trained / "supernet").space)
     found = sample_subnets(
         digits, trained / "supernet", calibrated, tmp_path, settings, CPU, WHOLE, predictor=predictor
     )
