@@ -30,6 +30,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
+from eqnet_core.builder import proof_images
 from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
 from eqnet_core.export.folding import IntegerSubnet
 from eqnet_core.export.integer_proof import IntegerTolerance, prove_integer
@@ -39,7 +40,7 @@ from eqnet_core.export.onnx_integer import IntegerExporter
 from eqnet_core.export.plan import plan_integers
 from eqnet_core.export.proof import Tolerance, natural_images, prove, simulate
 from eqnet_core.export.template import trace_float_graph
-from eqnet_core.factory import Factory, proof_images
+from eqnet_core.factory import Factory
 from eqnet_core.models import build_model
 from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import FORMS, SearchSpace

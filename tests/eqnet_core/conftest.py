@@ -1,11 +1,15 @@
-"""A small supernet with random weights and real quantisers, built once."""
+"""A small supernet with random weights and real quantisers, and its bundle, each built once."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from untrained_bundle import write_untrained_bundle
 
 from eqnet_core.calibration import initialise_quantizers
+from eqnet_core.factory import Build, Factory
 from eqnet_core.models import build_model
-from eqnet_core.space import SearchSpace
+from eqnet_core.space import FORMS, SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
 
@@ -35,3 +39,23 @@ def supernet(images: torch.Tensor) -> Supernet:
     )
     initialise_quantizers(built, images)
     return built.eval()
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(
+    tmp_path_factory: pytest.TempPathFactory, supernet: Supernet, images: torch.Tensor
+) -> Path:
+    """Folder of a bundle of `supernet`, with tensor ranges and without its float graph."""
+    return write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "untrained", supernet, images)
+
+
+@pytest.fixture(scope="session")
+def factory(untrained_bundle: Path) -> Factory:
+    """Of `untrained_bundle`."""
+    return Factory.open(untrained_bundle)
+
+
+@pytest.fixture(scope="session")
+def build(factory: Factory) -> Build:
+    """Every artifact of a subnet of 4 bits."""
+    return factory.build(factory.bundle.space.uniform(FORMS[5], 4), provenance={"subnet": "0123"})
