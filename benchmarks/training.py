@@ -20,13 +20,9 @@ from eqnet_core.models import ARCHITECTURES, build_model
 from eqnet_core.space import SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
+from eqnet_core.training.starting import INITIALISATION_IMAGES
 from eqnet_core.training.subnets import sandwich
-from eqnet_core.training.trainer import (
-    INITIALISATION_IMAGES,
-    SupernetSettings,
-    backward_through,
-    supernet_optimizer,
-)
+from eqnet_core.training.trainer import SupernetSettings, backward_through, supernet_optimizer
 
 CLASSES = 10
 

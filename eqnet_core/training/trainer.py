@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,27 +10,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
+from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import top1
-from eqnet_core.models import ARCHITECTURES, build_model
 from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
-from eqnet_core.subnet import InputSpec
-from eqnet_core.supernet import Supernet, trace_layers
+from eqnet_core.space import FORMS, SubnetConfiguration
+from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
-from eqnet_core.training.run import Run, check_origins, load_tensors, tensors_digest
+from eqnet_core.training.run import Run, tensors_digest
+from eqnet_core.training.starting import describe_start, float_network, load_searcher, start_supernet
 from eqnet_core.training.subnets import RandomBits, sandwich
-from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
-
-INITIALISATION_IMAGES = 256
+from eqnet_core.training.trained import load_trained, save_trained
 
 WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 """Form index and uniform bits whose held-out accuracy is logged every epoch: per channel, and the hardest."""
@@ -81,73 +76,6 @@ class SupernetSettings:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
 
 
-def start_supernet(
-    data: ImageData,
-    float_weights: Path,
-    architecture: str,
-    device: torch.device,
-    started: Supernet | None = None,
-) -> Supernet:
-    """The supernet of a float network, with quantisers fitted to its weights and 256 training images.
-
-    With `started`, its weights and quantisers instead, in a supernet of its own.
-
-    Raises:
-        TrainingError: the float weights, or `started`, are of another network.
-    """
-    model = float_network(data, float_weights, architecture)
-    model = model.to(device)
-    images = normalise(data.train.images[:INITIALISATION_IMAGES], data.mean, data.std).to(device)
-    supernet = Supernet(
-        architecture=architecture,
-        space=SearchSpace(trace_layers(model, images)),
-        input=input_spec(data, architecture),
-        classes=data.classes,
-        float_model=model,
-    ).to(device)
-    if started is None:
-        initialise_quantizers(supernet, images)
-    elif (started.space, started.classes) != (supernet.space, supernet.classes):
-        raise TrainingError("the supernet to begin with has other layers or classes: choose another run")
-    else:
-        supernet.load_tensors(started.tensors())
-    return supernet
-
-
-def describe_start(run: Path, supernet: Supernet) -> dict[str, Any]:
-    """Digest of the supernet trained in `run`, and the settings it was trained with.
-
-    Raises:
-        TrainingError: the folder does not say how it was trained.
-    """
-    path = run / "supernet" / "settings.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} does not say how the supernet there was trained: {error}") from error
-    return {"supernet": supernet_digest(supernet), **settings}
-
-
-def load_searcher(run: Path | None, supernet: Supernet | None) -> AccuracyPredictor:
-    """The accuracy predictor of `run`, fitted to samples of its `supernet`.
-
-    Raises:
-        TrainingError: no run, no predictor in it, or one of another supernet.
-    """
-    if run is None or supernet is None:
-        raise TrainingError(
-            "random bits can only be searched with an accuracy predictor: --start a run with one"
-        )
-    check_origins(run / "prediction", {"supernet": supernet_digest(supernet)})
-    tensors = load_tensors(run / "prediction" / "predictor.npz", stage="fit")
-    return AccuracyPredictor.from_tensors(tensors)
-
-
-def input_spec(data: ImageData, architecture: str) -> InputSpec:
-    """What one image must look like, with the data set's normalisation."""
-    return InputSpec(shape=ARCHITECTURES[architecture].input_shape, mean=data.mean, std=data.std)
-
-
 def train_supernet(
     data: ImageData,
     float_weights: Path,
@@ -183,50 +111,30 @@ def train_supernet(
     run = Run(folder, settings, growing=("epochs",))
     extend(run, settings)
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
-    teacher = float_network(data, float_weights, supernet.architecture).to(device)
-    moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
-    trained = cast(Supernet, averaged.module) if settings.averaging else supernet
-    optimizer = supernet_optimizer(supernet, settings)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    teacher = None
+    if settings.float_teacher:
+        teacher = float_network(data, float_weights, settings.architecture).to(device)
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
     )
-    total = settings.epochs * batches.steps_per_epoch
-    plateau_end = total - round(settings.cooldown * total)
+    steps = SupernetSteps(
+        supernet, settings, settings.epochs * batches.steps_per_epoch, teacher=teacher, predictor=predictor
+    )
     start = 0
     if (state := run.resume()) is not None:
-        supernet.load_state_dict(state["supernet"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
+        steps.load(state)
         start = state["step"]
-    forward = torch.compile(supernet.model, dynamic=False) if settings.compile else supernet.model
-    guide = torch.compile(teacher, dynamic=False) if settings.compile else teacher
     totals = torch.zeros(7, dtype=torch.float64, device=device)
-    steps_seen, began = 0, time.perf_counter()
-    progress = tqdm(range(start, total), initial=start, total=total, desc="supernet", unit="step")
+    seen, began = 0, time.perf_counter()
+    progress = tqdm(range(start, steps.total), initial=start, total=steps.total, desc="supernet", unit="step")
     for step in progress:
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * rate_factor(
-                step, total, warmup=settings.warmup_steps, plateau_end=plateau_end
-            )
-        images, labels = batches.at(step)
-        generator = seeded(settings.seed, "subnets", step)
-        subnets = sandwich(supernet.space, generator, settings.random_bits, predictor)
-        supernet.train()
-        with torch.no_grad():
-            guidance = guide(images) if settings.float_teacher else None
-        optimizer.zero_grad(set_to_none=True)
-        totals += backward_through(supernet, forward, images, labels, subnets, guidance, settings)
-        optimizer.step()
-        if settings.averaging:
-            averaged.update_parameters(supernet)
-        steps_seen += 1
+        totals += steps.take(step, *batches.at(step))
+        seen += 1
         if (step + 1) % batches.steps_per_epoch == 0:
-            means = [round(float(value), 4) for value in totals.cpu() / steps_seen]
-            speed = steps_seen * settings.batch_size / (time.perf_counter() - began)
+            means = [round(float(value), 4) for value in totals.cpu() / seen]
+            speed = seen * settings.batch_size / (time.perf_counter() - began)
             accuracies = held_out_accuracies(
-                trained,
+                steps.result,
                 data,
                 [supernet.space.uniform(FORMS[form], bits) for form, bits in WATCHED],
                 seed=settings.seed,
@@ -242,35 +150,93 @@ def train_supernet(
             )
             progress.set_postfix(H=means[1], R=means[3], L=means[5])
             totals.zero_()
-            steps_seen, began = 0, time.perf_counter()
-        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 in (plateau_end, total):
-            run.checkpoint(
-                {
-                    "supernet": supernet.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                }
-            )
-        if step + 1 == plateau_end:
+            seen, began = 0, time.perf_counter()
+        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 in (steps.plateau_end, steps.total):
+            run.checkpoint({**steps.state(), "step": step + 1})
+        if step + 1 == steps.plateau_end:
             run.keep_plateau()
-    return save_trained(folder, trained)
+    return save_trained(folder, steps.result)
 
 
-def float_network(data: ImageData, float_weights: Path, architecture: str) -> nn.Module:
-    """The pre-trained network, in training mode: its BatchNorm then fits images of any size.
+class SupernetSteps:
+    """A supernet in training: its optimiser and moving average, and what one step does to them."""
 
-    Raises:
-        TrainingError: the file does not hold its weights.
-    """
-    model = build_model(architecture, len(data.classes))
-    try:
-        model.load_state_dict(load_file(float_weights))
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"{float_weights} does not hold the weights of {architecture}: {error}"
-        ) from error
-    return model.train()
+    def __init__(
+        self,
+        supernet: Supernet,
+        settings: SupernetSettings,
+        total: int,
+        *,
+        teacher: nn.Module | None = None,
+        predictor: AccuracyPredictor | None = None,
+    ) -> None:
+        """Nothing has been taken yet of `total` steps.
+
+        Args:
+            supernet: whose parameters are trained, in place.
+            settings: rates, losses and averaging.
+            total: number of steps, over which the rates rise, stay and fall.
+            teacher: guides the highest subnet, if there is one.
+            predictor: what random subnets are searched with, if they are.
+        """
+        self.total = total
+        self.plateau_end = total - round(settings.cooldown * total)
+        self._supernet = supernet
+        self._settings = settings
+        self._predictor = predictor
+        self._optimizer = supernet_optimizer(supernet, settings)
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
+        self._forward = _compiled(supernet.model) if settings.compile else supernet.model
+        self._teacher = _compiled(teacher) if settings.compile and teacher is not None else teacher
+
+    @property
+    def result(self) -> Supernet:
+        """What the training so far has made: the moving average, or the last weights without one."""
+        return cast(Supernet, self._averaged.module) if self._settings.averaging else self._supernet
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load` needs to go on from here."""
+        return {
+            "supernet": self._supernet.state_dict(),
+            "averaged": self._averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._supernet.load_state_dict(state["supernet"])
+        self._averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def take(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on a batch: float32 [N, C, H, W] normalised, int64 [N].
+
+        Returns:
+            float64 [7]: as `backward_through`, of the highest, a random and the lowest subnet.
+        """
+        settings = self._settings
+        factor = rate_factor(step, self.total, warmup=settings.warmup_steps, plateau_end=self.plateau_end)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        generator = seeded(settings.seed, "subnets", step)
+        subnets = sandwich(self._supernet.space, generator, settings.random_bits, self._predictor)
+        self._supernet.train()
+        with torch.no_grad():
+            guidance = None if self._teacher is None else self._teacher(images)
+        self._optimizer.zero_grad(set_to_none=True)
+        measured = backward_through(
+            self._supernet, self._forward, images, labels, subnets, guidance, settings
+        )
+        self._optimizer.step()
+        if settings.averaging:
+            self._averaged.update_parameters(self._supernet)
+        return measured
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return cast(Callable[[Tensor], Tensor], torch.compile(model, dynamic=False))
 
 
 def supernet_optimizer(supernet: Supernet, settings: SupernetSettings) -> torch.optim.Adam:
