@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from eqnet_core.files import write_atomically
 
 INTEGER = "model.integer.onnx"
 
@@ -34,13 +34,5 @@ def save(build: Build, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in build.files.items():
-        staging = folder / f".{name}.{secrets.token_hex(4)}.tmp"
-        try:
-            with staging.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(folder / name)
-        finally:
-            staging.unlink(missing_ok=True)
+        write_atomically(folder / name, content)
     return folder

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.evaluation import top1
+from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS, Granularity, QuantizationForm
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import calibration_batches, resized
 from eqnet_core.training.data import ImageData, normalise
-from eqnet_core.training.run import write_atomically
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 

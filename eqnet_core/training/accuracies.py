@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.evaluation import top1
+from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
 from eqnet_core.space import FORMS
 from eqnet_core.training.batches import calibration_batches
 from eqnet_core.training.data import ImageData, normalise
-from eqnet_core.training.run import Run, write_atomically
+from eqnet_core.training.run import Run
 from eqnet_core.training.trained import load_trained, supernet_digest
 
 

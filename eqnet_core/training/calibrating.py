@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.files import write_atomically
 from eqnet_core.statistics import StatisticsPredictor
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.moments import measure_moments, output_tables
-from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
+from eqnet_core.training.run import Run, load_tensors, save_tensors
 from eqnet_core.training.samples import SPREAD, Calibrations
 from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from eqnet_core.bundle import Bundle, add_ranges, write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
 from eqnet_core.export.template import trace_float_graph
+from eqnet_core.files import write_atomically
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.ranges import TensorRanges
@@ -42,7 +43,6 @@ from eqnet_core.training.run import (
     read_origins,
     save_tensors,
     tensors_digest,
-    write_atomically,
 )
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets

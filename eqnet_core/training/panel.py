@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 from eqnet_core.training.pool import rightness
-from eqnet_core.training.run import write_atomically
 
 _STRATA = 12
 _DOUBT_SMOOTHING = 1.0

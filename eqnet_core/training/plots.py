@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 from eqnet_core.space import Granularity
 from eqnet_core.training.ablations import BITS, Ablation
 from eqnet_core.training.losses import UNIFORM_KURTOSIS, skewness_and_kurtosis
-from eqnet_core.training.run import write_atomically
 from eqnet_core.training.trained import load_trained
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.training.run import write_atomically
+from eqnet_core.files import write_atomically
 
 SMOOTHING = 0.5
 """Logits. An image counts sigmoid(margin / SMOOTHING): a margin of a thousandth above zero is worth no more

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS, Granularity
 from eqnet_core.training.plots import draw_figure, write_figure
-from eqnet_core.training.run import load_tensors, write_atomically
+from eqnet_core.training.run import load_tensors
 
 LEFT_OUT = "left_out.npz"
 

@@ -13,10 +13,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from eqnet_core.evaluation import top1
+from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
 from eqnet_core.training.batches import Batches, ImageSizes
 from eqnet_core.training.data import ImageData, normalise
-from eqnet_core.training.run import Run, write_atomically
+from eqnet_core.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

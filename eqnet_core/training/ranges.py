@@ -21,12 +21,13 @@ from eqnet_core.export.integer_module import IntegerModule
 from eqnet_core.export.plan import IntegerPlan, plan_integers
 from eqnet_core.export.plan_run import run_plan
 from eqnet_core.export.template import trace_float_graph
+from eqnet_core.files import write_atomically
 from eqnet_core.ranges import TensorRanges, cost_band
 from eqnet_core.space import SubnetConfiguration, Symmetry
 from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
-from eqnet_core.training.run import Run, load_tensors, save_tensors, write_atomically
+from eqnet_core.training.run import Run, load_tensors, save_tensors
 from eqnet_core.training.subnets import sample_configuration
 from eqnet_core.training.trained import supernet_digest
 

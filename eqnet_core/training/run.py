@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 
 _ORIGINS = {"supernet": "another supernet", "statistics": "other predicted statistics"}
 """What a stage may have measured, recorded by the digest of its tensors, and how a wrong one is called."""
@@ -161,20 +161,6 @@ def tensors_digest(tensors: Mapping[str, NDArray[Any]], *, kind: str = "") -> st
         digest.update(f"\n{name} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds all of it or none of it, also after a power cut."""
-    # Shards start together and write the same settings: a temporary file that they shared would be lost.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:

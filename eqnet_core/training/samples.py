@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 from eqnet_core.space import BIT_WIDTHS, FORMS, LayerSpec, SearchSpace, SubnetConfiguration
-from eqnet_core.training.run import write_atomically
 
 SPREAD = 0
 """`Subnets.draw` of configurations that are spread over the space, rather than found by a search."""

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.files import write_atomically
 from eqnet_core.space import LayerSpec, SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.run import tensors_digest, write_atomically
+from eqnet_core.training.run import tensors_digest
 
 TENSORS = "supernet.safetensors"
 DESCRIPTION = "supernet.json"
