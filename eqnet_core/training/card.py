@@ -105,10 +105,13 @@ def _integer(measured: dict[str, Any] | None) -> list[str]:
 
 
 def _stage(stage: str, settings: dict[str, Any]) -> list[str]:
-    """Its row, after the one of what it began with."""
-    start = settings.get(_START)
-    before = [] if start is None else _stage(f"{stage} to begin with", start)
-    return [*before, f"| {stage} | {_settings(settings)} |"]
+    """Its rows: one for each run of it, where it began with the result of another run."""
+    runs = [settings]
+    while (before := runs[0].get(_START)) is not None:
+        runs.insert(0, before)
+    if len(runs) == 1:
+        return [f"| {stage} | {_settings(settings)} |"]
+    return [f"| {stage}, run {number} | {_settings(run)} |" for number, run in enumerate(runs, 1)]
 
 
 def _settings(settings: dict[str, Any]) -> str:

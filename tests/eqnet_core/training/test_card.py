@@ -1,0 +1,31 @@
+"""The card of a bundle as a page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.training.card import card_page
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_the_page_of_a_shipped_bundle_is_its_card(name: str) -> None:
+    bundle = Bundle.open(shipped_bundles()[name])
+    assert (DOCS / f"bundle-{name}.md").read_text() == card_page(bundle)
+
+
+def test_every_run_that_a_stage_began_with_has_a_row() -> None:
+    bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
+    runs = {"stage": "S", "seed": 2, "start": {"seed": 1, "start": {"seed": 0, "start": None}}}
+    stages = {"float": {"seed": 7}, "supernet": runs}
+    document = {**bundle.document, "card": {**bundle.document["card"], "stages": stages}}
+    page = card_page(replace(bundle, document=document))
+    assert page.endswith(
+        "| float | seed 7 |\n"
+        "| supernet, run 1 | seed 0 |\n| supernet, run 2 | seed 1 |\n| supernet, run 3 | seed 2 |\n"
+    )
