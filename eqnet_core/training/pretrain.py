@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from eqnet_core.evaluation import top1
 from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
 from eqnet_core.training.batches import Batches, ImageSizes
-from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.data import ImageData
+from eqnet_core.training.held_out import held_out_top1
 from eqnet_core.training.run import Run
 
 
@@ -101,9 +100,3 @@ def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: 
 def one_cycle(progress: float, warmup: float) -> float:
     """Factor on the peak learning rate at `progress` in [0, 1): up over `warmup`, down to 0 at 1."""
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
-
-
-def held_out_top1(model: nn.Module, data: ImageData, device: torch.device) -> float:
-    """Top-1 on the held-out training images."""
-    images = normalise(data.held_out.images, data.mean, data.std)
-    return top1(model, images.to(device), data.held_out.labels.to(device))

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
-from eqnet_core.evaluation import top1
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import FORMS, SubnetConfiguration
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, seeded
-from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.batches import Batches, ImageSizes, seeded
+from eqnet_core.training.data import ImageData
+from eqnet_core.training.held_out import held_out_accuracies
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, tensors_digest
 from eqnet_core.training.starting import describe_start, float_network, load_searcher, start_supernet
@@ -321,30 +320,3 @@ def rate_factor(step: int, total: int, *, warmup: int, plateau_end: int) -> floa
         return (step + 1) / warmup
     falling_from = max(warmup, plateau_end)
     return 0.5 * (1 + math.cos(math.pi * max(0, step - falling_from) / max(1, total - falling_from)))
-
-
-def held_out_accuracies(
-    supernet: Supernet,
-    data: ImageData,
-    configurations: Sequence[SubnetConfiguration],
-    *,
-    seed: int,
-    device: torch.device,
-    limit: int,
-) -> dict[str, float]:
-    """Top-1 on the first `limit` held-out images by "form @ average bits", BatchNorm calibrated for each.
-
-    The supernet's BatchNorm statistics and mode are as before afterwards.
-    """
-    statistics = supernet.statistics()
-    calibration = calibration_batches(data, images=1024, seed=seed, index=0, device=device)
-    images = normalise(data.held_out.images[:limit], data.mean, data.std).to(device)
-    labels = data.held_out.labels[:limit].to(device)
-    found = {}
-    for configuration in configurations:
-        supernet.activate(configuration)
-        calibrate_batch_norm(supernet, calibration)
-        bits = sum(configuration.weight_bits) / len(configuration.weight_bits)
-        found[f"{configuration.form.name}@{bits:g}"] = round(top1(supernet, images, labels), 4)
-    supernet.set_statistics(statistics)
-    return found
