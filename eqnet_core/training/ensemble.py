@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 from torch import Tensor
 
 from eqnet_core.predictor import AccuracyPredictor
@@ -41,7 +42,7 @@ def fit_ensemble(
     that make each other worse, forms, saturation. Both work on standardised logits, where effects add up
     better.
     """
-    logits = _logit(accuracy)
+    logits = accuracy_logits(accuracy)
     centre, spread = float(logits.mean()), float(max(logits.std(), 1e-3))
     basis = encoding_basis(features.shape[1])
     inputs = features.astype(np.float64) @ basis
@@ -72,10 +73,9 @@ def fit_ensemble(
     )
 
 
-def _logit(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    clipped = np.clip(accuracy, 1e-3, 1.0 - 1e-3)
-    logits: NDArray[np.float64] = np.log(clipped / (1.0 - clipped))
-    return logits
+def accuracy_logits(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits [N] of accuracies in [0, 1], finite: 0 and 1 count as 0.001 and 0.999."""
+    return np.asarray(logit(np.clip(accuracy, 1e-3, 1.0 - 1e-3)), dtype=np.float64)
 
 
 def _train(

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import kendalltau, pearsonr
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import COVERAGE, AccuracyPredictor
 from eqnet_core.space import FORMS, SearchSpace
-from eqnet_core.training.ensemble import EnsembleSettings, fit_ensemble
+from eqnet_core.training.ensemble import EnsembleSettings, accuracy_logits, fit_ensemble
 from eqnet_core.training.process import fit_process
 from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.subnets import spread_encodings
@@ -82,19 +83,19 @@ def fit_predictor(
     taught = np.concatenate([features, spread_encodings(space, lessons, generator)])
     predictor = fit_ensemble(
         taught,
-        _accuracy(process.predict(taught)),
+        expit(process.predict(taught)),
         settings or EnsembleSettings(),
         torch.Generator().manual_seed(seed),
     )
     fresh = spread_encodings(space, 2000, generator)
-    distillation = predictor.predict(fresh) - _accuracy(process.predict(fresh))
+    distillation = predictor.predict(fresh) - expit(process.predict(fresh))
     report(f"network: {100 * distillation.std():.3f} points from the process")
     left_out = np.empty(len(samples))
     folds = generator.permutation(len(samples)) % _FOLDS
     for fold in range(_FOLDS):
         outside = folds == fold
         without = fit_process(features[~outside], targets[~outside], generator)
-        left_out[outside] = _accuracy(without.predict(features[outside]))
+        left_out[outside] = expit(without.predict(features[outside]))
     knots, half_widths = _conformal(left_out, accuracy)
     predictor = replace(predictor, interval_accuracy=knots, interval_half_width=half_widths)
     inside = _cross_conformal(left_out, accuracy, generator)
@@ -152,21 +153,11 @@ def _merge(samples: Samples) -> Samples:
 
 def _targets(samples: Samples) -> NDArray[np.float64]:
     """Logits of the smooth accuracies, on the line that is nearest to the accuracies' logits."""
-    smooth, accuracy = _logit(samples.smooth_accuracy), _logit(samples.accuracy)
+    smooth, accuracy = accuracy_logits(samples.smooth_accuracy), accuracy_logits(samples.accuracy)
     if np.ptp(smooth) < 1e-6:
         return accuracy
     slope, intercept = np.polyfit(smooth, accuracy, 1)
     return np.asarray(slope * smooth + intercept, dtype=np.float64)
-
-
-def _logit(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    clipped = np.clip(accuracy, 1e-3, 1.0 - 1e-3)
-    logits: NDArray[np.float64] = np.log(clipped / (1.0 - clipped))
-    return logits
-
-
-def _accuracy(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-logits))
 
 
 def _conformal(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
@@ -87,7 +88,7 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
         raise TrainingError(
             f"cannot choose {count} of {total} held-out images: choose {_LEAST} to {total} of them"
         )
-    right = _sigmoid(margins / _DOUBT_SMOOTHING)
+    right = expit(margins.astype(np.float64) / _DOUBT_SMOOTHING)
     doubt = (right * (1.0 - right)).mean(axis=0)
     groups = np.array_split(np.argsort(doubt, kind="stable"), strata)
     sizes = np.array([len(group) for group in groups])
@@ -105,10 +106,6 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
         weights=weights[:, images],
         offset=hits.mean() - weights @ hits,
     )
-
-
-def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-np.clip(values.astype(np.float64), -50.0, 50.0)))
 
 
 def _allocate(sizes: NDArray[np.int64], deviations: NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
@@ -88,4 +89,4 @@ class ImagePool:
 
 def rightness(margins: NDArray[np.float32]) -> NDArray[np.float64]:
     """How right margins are, one by one, in [0, 1]; see `SMOOTHING`."""
-    return 1.0 / (1.0 + np.exp(-np.clip(margins.astype(np.float64) / SMOOTHING, -50.0, 50.0)))
+    return np.asarray(expit(margins.astype(np.float64) / SMOOTHING))
