@@ -140,9 +140,10 @@ def build_genome(
     profile: DeviceProfile,
     budget: Budget,
     pins: Mapping[str, LayerPin],
-    fix_unreachable: bool = True,
+    fix_unbounded: bool = True,
 ) -> Genome:
-    """The genome of one request. `fix_unreachable`: a side that no bound can reach stays at its highest bits.
+    """The genome of one request. `fix_unbounded`: a side that the budget says nothing about stays at its
+    highest bits.
 
     Raises:
         InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept.
@@ -151,16 +152,21 @@ def build_genome(
     options = _options(costs.space, profile, pins)
     free = _tables(costs, profile, options)
     _check_feasible(free, costs, budget, pinned=bool(pins))
-    limited = limit_genome(free, costs, budget)
-    unreachable = limited.size.take(limited.highest).sum(axis=1) <= limited.limits
-    if fix_unreachable and limited.operations_limit is None and unreachable.any():
-        # A bound that nothing can exceed is no bound, and no bound means the highest bits.
+    if fix_unbounded:
+        # Even a bound that nothing can exceed asks for the best within it, as every looser or tighter one.
         kept = [
-            [choices[-1:] if fixed else choices for choices in side]
-            for side, fixed in zip(options, unreachable.tolist(), strict=True)
+            side if bounded else [choices[-1:] for choices in side]
+            for side, bounded in zip(options, _bounded_sides(budget), strict=True)
         ]
-        limited = limit_genome(_tables(costs, profile, kept), costs, budget)
-    return limited
+        free = _tables(costs, profile, kept)
+    return limit_genome(free, costs, budget)
+
+
+def _bounded_sides(budget: Budget) -> tuple[bool, bool]:
+    """Whether a bound is given that weights, and that activations, add to."""
+    both = budget.bit_operations is not None
+    weights = both or budget.weight_bits is not None or budget.model_bytes is not None
+    return weights, both or budget.activation_bits is not None
 
 
 def limit_genome(genome: Genome, costs: CostModel, budget: Budget) -> Genome:

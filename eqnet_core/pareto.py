@@ -24,6 +24,8 @@ from eqnet_core.space import SearchSpace, SubnetConfiguration
 MAX_POINTS = 100
 POPULATION = 20
 GENERATIONS = 300
+"""Of 25 points; fewer have more each, for the same number of predictions."""
+
 POLISHING = 1 / 2
 """Share of the predictions for the local search: so few individuals end further from an optimum."""
 
@@ -59,13 +61,13 @@ def front(
     budget: Budget | None = None,
     pins: Mapping[str, LayerPin] | None = None,
     population: int = POPULATION,
-    generations: int = GENERATIONS,
+    generations: int | None = None,
 ) -> tuple[FrontPoint, ...]:
     """Subnets for `points` budgets from the fewest bits that the device allows to the most, tightest first.
 
     The averages of `axis` are spaced evenly; `budget` adds bounds that hold at every point. Predicted
     accuracy never falls along the front. Deterministic in `seed`; makes at most `points` x `population` x
-    `generations` predictions. Where the device leaves a single average, the front is one point.
+    `generations` predictions (by default 150,000, more for more than 25 points). Where the device leaves a single average, the front is one point.
 
     Raises:
         InvalidProfileError: points outside 2..100, or pins as in `search`.
@@ -92,7 +94,7 @@ def front(
         _limits(genome, costs, budgets),
         fitness,
         population=population,
-        generations=generations,
+        generations=generations or max(GENERATIONS, 25 * GENERATIONS // points),
         generator=np.random.default_rng(seed),
         polishing=POLISHING,
     )
@@ -123,7 +125,7 @@ def _budgets(
     base: Budget,
     pins: Mapping[str, LayerPin],
 ) -> list[Budget]:
-    tightest = build_genome(costs=costs, profile=profile, budget=base, pins=pins, fix_unreachable=False)
+    tightest = build_genome(costs=costs, profile=profile, budget=base, pins=pins, fix_unbounded=False)
     least = costs.of(tightest.configuration(tightest.lowest))
     most = costs.of(tightest.configuration(tightest.highest))
     weights, activations = axis is not FrontAxis.ACTIVATIONS, axis is not FrontAxis.WEIGHTS

@@ -20,6 +20,9 @@ MAX_GENERATIONS = 10_000
 MAX_SEED = 2**53 - 1
 """Seeds stay below this so that every JSON reader sees the same number."""
 
+MAX_PREDICTIONS = 2_000_000
+"""Of one search, which remembers each of them: about 200 bytes."""
+
 LARGEST_BOUND = 1e30
 """Budgets stay below this: no network comes near, and larger numbers are a slip of the pen."""
 
@@ -193,7 +196,8 @@ class SearchSettings:
     """How long to search: at most `population` x `generations` predictions, reproducible in `seed`.
 
     Raises:
-        InvalidProfileError: population outside 2..2000, generations outside 1..10000, seed outside 0..2^53-1.
+        InvalidProfileError: population outside 2..2000, generations outside 1..10000, more than 2,000,000
+            predictions, seed outside 0..2^53-1.
     """
 
     population: int = 100
@@ -211,6 +215,11 @@ class SearchSettings:
             for name, (low, high) in bounds.items()
             if not _is_whole(getattr(self, name)) or not low <= getattr(self, name) <= high
         ]
+        if not violations and self.population * self.generations > MAX_PREDICTIONS:
+            violations = [
+                Violation(f"/{name}", f"population x generations must be at most {MAX_PREDICTIONS:,}")
+                for name in ("population", "generations")
+            ]
         _raise_if(violations, "the search settings")
 
     @classmethod

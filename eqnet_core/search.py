@@ -21,7 +21,7 @@ from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.repair import Limits
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 
-SEARCH_VERSION = 3
+SEARCH_VERSION = 4
 """Raise this when the same request comes to find another subnet: it is part of what identifies the answer."""
 
 BATCH = 8192
@@ -84,8 +84,8 @@ def search(
     bits.
 
     Makes at most `settings.population` x `settings.generations` predictions and is deterministic in
-    `settings.seed`. A side of the network (weights, activations) that no bound can reach has its highest
-    bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the fraction of
+    `settings.seed`. A side of the network (weights, activations) that no bound of the budget concerns has
+    its highest bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the fraction of
     the generations that is done.
 
     Raises:

@@ -134,8 +134,8 @@ async def front(
         activation_bits=_listed_bits(activation_bits, "/activation_bits"),
         **form,
     )
-    bits_given = weight_bits is not None or activation_bits is not None
-    profile = resolve_query(query, bits_given=bits_given)
+    given = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    profile = resolve_query(query, bits_given=[name for name, bits in given.items() if bits is not None])
     async with state.computing:
         found = await asyncio.to_thread(pareto, factory, profile, axis=axis, points=points, seed=seed)
     return JSONResponse(found)

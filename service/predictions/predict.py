@@ -21,7 +21,7 @@ from eqnet_core.space import (
 )
 from service.devices.resolve import resolve_profile
 from service.errors import ProblemError, problem_of
-from service.predictions.schemas import PredictionQuery
+from service.predictions.schemas import MAX_LAYERS, PredictionQuery
 from service.supernets.catalogue import SupernetCatalogue
 
 _BITS = {str(bits): bits for bits in BIT_WIDTHS}
@@ -72,11 +72,14 @@ def predictions(factory: Factory, configurations: Sequence[SubnetConfiguration])
     ]
 
 
-def resolve_query(query: PredictionQuery, *, bits_given: bool) -> DeviceProfile:
-    """The profile of a query whose bits are those that the device accepts, unless the catalogue says them."""
+def resolve_query(query: PredictionQuery, *, bits_given: Sequence[str]) -> DeviceProfile:
+    """The profile of a query whose bits are those that the device accepts, unless the catalogue says them.
+
+    `bits_given`: which of them the request has, rather than their defaults.
+    """
     if query.device is not None:
         if bits_given:
-            raise _invalid("/weight_bits", "leave bits out: the device says them")
+            raise _invalid(f"/{bits_given[0]}", "leave it out: the device says it")
         _form(query, "")
         return resolve_profile(query.device, None)
     form, narrow_range, signed = _form(query, "")
@@ -180,4 +183,6 @@ def read_bits(text: str, pointer: str) -> int | list[int]:
         bits = [_BITS[part.strip()] for part in text.split(",")]
     except KeyError:
         raise _invalid(pointer, "must be a number in 2..8, or a comma-separated list of them") from None
+    if len(bits) > MAX_LAYERS:
+        raise _invalid(pointer, f"has {len(bits)} entries: give at most {MAX_LAYERS}")
     return bits[0] if len(bits) == 1 else bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, ValidationError
 
 from service.subnets.schemas import Bits, BudgetSchema, Configuration, Cost, Profile, Strict
 
@@ -15,7 +15,19 @@ _ERRORS = 50
 
 Granularity = Literal["per_tensor", "per_channel"]
 Symmetry = Literal["symmetric", "asymmetric"]
-LayerwiseBits = Bits | Annotated[list[Bits], Field(min_length=1, max_length=1000)]
+MAX_LAYERS = 1000
+
+
+def _one_or_each(value: Any) -> str:
+    return "each" if isinstance(value, list) else "one"
+
+
+LayerwiseBits = Annotated[
+    Annotated[Bits, Tag("one")]
+    | Annotated[list[Bits], Field(min_length=1, max_length=MAX_LAYERS), Tag("each")],
+    Discriminator(_one_or_each),
+]
+"""What is wrong is told of the kind that was given: a number that is none of the bits is no bad list too."""
 
 
 class PredictionQuery(Strict):
@@ -71,13 +83,19 @@ class PredictionQueries(RootModel[list[PredictionQuery]]):
                 for entry in error.errors(include_url=False):
                     position = entry["loc"]
                     if whole:
-                        position = (start + int(position[0]), *position[1:])
+                        position = (start + int(position[0]), *_without_tag(position[1:]))
                     errors.append({**entry, "loc": ("body", *position)})
             if len(errors) >= _ERRORS:
                 break
         if errors:
             raise RequestValidationError(errors)
         return queries
+
+
+def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where in the body an error is: pydantic's location of it also says which kind of bits was meant."""
+    bits = location[:1] in (("weight_bits",), ("activation_bits",))
+    return (*location[:1], *location[2:]) if bits else location
 
 
 class Prediction(BaseModel):

@@ -52,7 +52,7 @@ def test_integer_limits_agree_with_the_reported_costs(
         profile=profile((2, 4, 5, 8), (2, 4, 7, 8), signed=signed),
         budget=budget,
         pins={},
-        fix_unreachable=False,
+        fix_unbounded=False,
     )
     codes = everything(genome)
     assert len(codes) == genome.choices == 4**3 * (4 * 3 * 3 if signed else 4**3)
@@ -101,15 +101,29 @@ def test_features_are_those_of_the_configurations(tiny_space: SearchSpace, signe
     np.testing.assert_array_equal(genome.features(codes), expected)
 
 
-def test_a_side_that_no_bound_reaches_has_its_highest_bits(tiny_space: SearchSpace) -> None:
-    costs = CostModel(tiny_space)
+@pytest.mark.parametrize(
+    ("budget", "choices"),
+    [
+        (Budget(), 1),
+        (Budget(weight_bits=4.0), 3**3),
+        (Budget(model_bytes=10**6), 3**3),
+        (Budget(activation_bits=5.0), 2**3),
+        (Budget(weight_bits=4.0, activation_bits=5.0), 6**3),
+        (Budget(bit_operations=1e12), 6**3),
+    ],
+)
+def test_a_side_without_a_bound_has_its_highest_bits(
+    tiny_space: SearchSpace, budget: Budget, choices: int
+) -> None:
+    """Also bounds that no subnet of the device exceeds are searched below."""
     device = profile((2, 4, 6), (3, 5))
-    genome = build_genome(
-        costs=costs, profile=device, budget=Budget(weight_bits=4.0, activation_bits=5.0), pins={}
-    )
-    assert genome.choices == 3**3
-    assert genome.configuration(genome.lowest).activation_bits == (5, 5, 5)
-    assert build_genome(costs=costs, profile=device, budget=Budget(), pins={}).choices == 1
+    genome = build_genome(costs=CostModel(tiny_space), profile=device, budget=budget, pins={})
+    assert genome.choices == choices
+    lowest = genome.configuration(genome.lowest)
+    if budget.activation_bits is None and budget.bit_operations is None:
+        assert lowest.activation_bits == (5, 5, 5)
+    if budget == Budget(activation_bits=5.0):
+        assert lowest.weight_bits == (6, 6, 6)
 
 
 def test_pins_leave_one_choice(tiny_space: SearchSpace) -> None:

@@ -140,6 +140,13 @@ def test_search_settings_are_bounded(name: str, value: object) -> None:
     assert pointers(error) == [f"/{name}"]
 
 
+def test_a_search_is_bounded_by_what_a_builder_can_remember() -> None:
+    SearchSettings(population=2000, generations=1000)
+    with pytest.raises(InvalidProfileError, match="2,000,000") as error:
+        SearchSettings(population=2000, generations=1001)
+    assert pointers(error) == ["/population", "/generations"]
+
+
 def test_search_settings_default_to_100_times_500() -> None:
     assert SearchSettings.from_json({}).to_json() == {"population": 100, "generations": 500, "seed": 0}
 

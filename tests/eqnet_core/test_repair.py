@@ -36,14 +36,14 @@ def random_request(seed: int, *, operations: bool) -> Genome:
         signed=bool(generator.integers(2)),
     )
     costs = CostModel(SearchSpace(layers))
-    free = build_genome(costs=costs, profile=device, budget=Budget(), pins={}, fix_unreachable=False)
+    free = build_genome(costs=costs, profile=device, budget=Budget(), pins={}, fix_unbounded=False)
     cost = costs.of(free.configuration(generator.integers(free.lowest, free.highest + 1)))
     budget = Budget(
         weight_bits=cost.weight_bits,
         activation_bits=cost.activation_bits,
         bit_operations=max(1.0, cost.bit_operations) if operations else None,
     )
-    return build_genome(costs=costs, profile=device, budget=budget, pins={}, fix_unreachable=False)
+    return build_genome(costs=costs, profile=device, budget=budget, pins={}, fix_unbounded=False)
 
 
 @pytest.mark.parametrize("operations", [False, True])
@@ -95,7 +95,7 @@ def test_a_row_is_repaired_into_its_own_budget(resnet20_space: SearchSpace) -> N
             profile=device,
             budget=Budget(weight_bits=bits, activation_bits=bits),
             pins={},
-            fix_unreachable=False,
+            fix_unbounded=False,
         )
         for bits in averages
     ]

@@ -166,7 +166,7 @@ def test_a_search_is_pinned_bit_by_bit(resnet20_space: SearchSpace) -> None:
     result = run(resnet20_space, Worths(), Budget(weight_bits=4.0, bit_operations=4e8), settings=settings)
     bits = result.configuration.weight_bits + result.configuration.activation_bits
     assert (SEARCH_VERSION, "".join(map(str, bits)), result.evaluations) == (
-        3,
+        4,
         "322222222252563332222276625644433222",
         1095,
     )
@@ -233,12 +233,27 @@ def test_the_genetic_search_finds_the_optimum_of_a_small_space(
 
 
 def test_an_empty_budget_means_the_highest_bits(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
-    for budget in (Budget(), Budget(weight_bits=8.0, activation_bits=99.0, model_bytes=10**9)):
-        result = run(resnet20_space, resnet20_mlp, budget)
-        assert result.configuration == resnet20_space.uniform(result.configuration.form, 8)
-        assert result.evaluations == 1
+    result = run(resnet20_space, resnet20_mlp, Budget())
+    assert result.configuration == resnet20_space.uniform(result.configuration.form, 8)
+    assert result.evaluations == 1
     lower = run(resnet20_space, resnet20_mlp, Budget(), profile=profile((4, 6)))
     assert lower.configuration == resnet20_space.uniform(lower.configuration.form, 6)
+
+
+def test_a_bound_that_nothing_exceeds_gives_no_less_than_a_tighter_one(
+    resnet20_space: SearchSpace, resnet20_mlp: Any
+) -> None:
+    settings = SearchSettings(population=20, generations=50)
+    loose, tight = (
+        run(resnet20_space, resnet20_mlp, budget, settings=settings)
+        for budget in (
+            Budget(weight_bits=8.0, activation_bits=99.0, model_bytes=10**9),
+            Budget(weight_bits=2.2, activation_bits=2.2),
+        )
+    )
+    assert loose.predicted_accuracy > tight.predicted_accuracy
+    uniform = [resnet20_space.uniform(loose.configuration.form, bits) for bits in range(2, 9)]
+    assert loose.predicted_accuracy >= resnet20_mlp.predict(resnet20_space.encode(uniform)).max()
 
 
 def test_an_unbounded_side_keeps_its_highest_bits(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:

@@ -43,6 +43,7 @@ def test_a_device_gives_the_form(client: httpx.Client) -> None:
     [
         ({"weight_bits": "9"}, "/weight_bits"),
         ({"weight_bits": "3,4"}, "/weight_bits"),
+        ({"weight_bits": ",".join("3" * 1001)}, "/weight_bits"),
         ({"activation_bits": ""}, "/activation_bits"),
         ({"activation_bits": "four"}, "/activation_bits"),
         ({"weight_granularity": "per_pixel"}, "/weight_granularity"),
@@ -85,6 +86,23 @@ def test_a_fault_in_a_list_is_pointed_at(client: httpx.Client) -> None:
     response = client.post("/predict-accuracy", json=[good, good | {"weight_bits": [3, 4]}])
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == "/1/weight_bits"
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"weight_bits": 9}, "/0/weight_bits"),
+        ({"activation_bits": "four"}, "/0/activation_bits"),
+        ({"activation_bits": [4, 9]}, "/0/activation_bits/1"),
+        ({"one": 1}, "/0/one"),
+    ],
+)
+def test_a_fault_has_one_error_at_its_place_in_the_body(
+    client: httpx.Client, change: dict[str, Any], pointer: str
+) -> None:
+    query = FORM | {"weight_bits": 3, "activation_bits": 4} | change
+    answer = client.post("/predict-accuracy", json=[query]).json()
+    assert [error["pointer"] for error in answer["errors"]] == [pointer]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +164,16 @@ def test_the_front_of_a_described_device(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "device=tensorrt&points=1", "device=tensorrt&weight_bits=8", "axis=up"]
+    ("query", "pointer"),
+    [
+        ("", "/weight_granularity"),
+        ("device=tensorrt&points=1", "/points"),
+        ("device=tensorrt&weight_bits=8", "/weight_bits"),
+        ("device=tensorrt&activation_bits=8", "/activation_bits"),
+        ("axis=up", "/axis"),
+    ],
 )
-def test_fronts_that_make_no_sense_are_told(client: httpx.Client, query: str) -> None:
+def test_fronts_that_make_no_sense_are_told(client: httpx.Client, query: str, pointer: str) -> None:
     response = client.get(f"/pareto?{query}")
     assert response.status_code == 422
-    assert response.json()["errors"]
+    assert response.json()["errors"][0]["pointer"] == pointer
