@@ -67,7 +67,8 @@ def front(
 
     The averages of `axis` are spaced evenly; `budget` adds bounds that hold at every point. Predicted
     accuracy never falls along the front. Deterministic in `seed`; makes at most `points` x `population` x
-    `generations` predictions (by default 150,000, more for more than 25 points). Where the device leaves a single average, the front is one point.
+    `generations` predictions (by default 150,000, more for more than 25 points). Where the device leaves a
+    single average, the front is one point.
 
     Raises:
         InvalidProfileError: points outside 2..100, or pins as in `search`.

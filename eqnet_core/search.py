@@ -85,8 +85,8 @@ def search(
 
     Makes at most `settings.population` x `settings.generations` predictions and is deterministic in
     `settings.seed`. A side of the network (weights, activations) that no bound of the budget concerns has
-    its highest bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the fraction of
-    the generations that is done.
+    its highest bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the
+    fraction of the generations that is done.
 
     Raises:
         InvalidProfileError, InfeasibleBudgetError: as `check_feasible`, before anything is searched.

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import top1
 from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS, Granularity, QuantizationForm
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import calibration_batches, resized
 from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.run import Run
+from eqnet_core.training.starting import float_digest
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
@@ -87,22 +90,31 @@ def run_ablations(
         images: how many held-out images; None for all.
 
     Raises:
-        TrainingError: no float weights, or a folder holds a run with other settings.
+        TrainingError: no float weights, or a folder holds a run with other settings, or measured on another
+            number of images.
     """
+    count = len(data.held_out.labels[:images])
     side = settings.sizes.at(settings.epochs - 1, data.train.images.shape[-1])
     found = []
     for name in names:
         variant = folder / name.replace(" ", "-").replace("'", "")
         path = variant / "ablation.json"
-        if not path.exists():
-            chosen = replace(settings, **VARIANTS[name])
+        chosen = replace(settings, **VARIANTS[name])
+        if path.exists():
+            origins = {"data": data.digest, "float": float_digest(float_weights)}
+            Run(variant, chosen, origins=origins)  # which refuses others
+        else:
             train_supernet(data, float_weights, variant, chosen, device)
             supernet = load_trained(variant).to(device)
-            document = {name: _measure(supernet, data, side, settings.seed, device, images, _MEASURED)}
+            rows = {name: _measure(supernet, data, side, settings.seed, device, images, _MEASURED)}
             if not VARIANTS[name]:
-                document |= _measure_replaced_steps(supernet, data, side, settings.seed, device, images)
+                rows |= _measure_replaced_steps(supernet, data, side, settings.seed, device, images)
+            document = {"images": count, "accuracy": rows}
             write_atomically(path, json.dumps(document, indent=2).encode())
-        for row, accuracy in json.loads(path.read_text()).items():
+        document = json.loads(path.read_text())
+        if (before := document.get("images")) != count:
+            raise TrainingError(f"{path} is of {before} images, not {count}: repeat --images, or delete it")
+        for row, accuracy in document["accuracy"].items():
             found.append(Ablation(name=row, accuracy=accuracy))
     return found
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import top1
 from eqnet_core.files import write_atomically
-from eqnet_core.models import build_model
 from eqnet_core.space import FORMS
 from eqnet_core.training.batches import calibration_batches
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run
+from eqnet_core.training.starting import float_digest, float_network
 from eqnet_core.training.trained import load_trained, supernet_digest
 
 
@@ -45,15 +45,19 @@ def measure_accuracies(
         TrainingError: an earlier stage is missing, or the folder holds a run with other settings or of
         another supernet.
     """
-    supernet = load_trained(supernet_folder).to(device)
-    Run(folder, settings, origins={"supernet": supernet_digest(supernet)})
+    supernet = load_trained(supernet_folder, data).to(device)
+    model = float_network(data, float_weights, supernet.architecture)
+    origins = {
+        "data": data.digest,
+        "float": float_digest(float_weights),
+        "supernet": supernet_digest(supernet),
+    }
+    Run(folder, settings, origins=origins)
     path = folder / "accuracies.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     images = normalise(data.test.images, data.mean, data.std).to(device)
     labels = data.test.labels.to(device)
     if "float" not in found:
-        model = build_model(supernet.architecture, len(data.classes))
-        model.load_state_dict(load_file(float_weights))
         found = {
             "images": len(labels),
             "float": round(top1(model.to(device), images, labels), 4),
@@ -72,3 +76,19 @@ def measure_accuracies(
         row[str(bits)] = round(top1(supernet, images, labels), 4)
         write_atomically(path, json.dumps(found, indent=2).encode())
     return path
+
+
+def load_accuracies(folder: Path) -> dict[str, Any]:
+    """What `measure_accuracies` wrote into `folder`.
+
+    Raises:
+        TrainingError: nothing yet, or it was stopped before the end.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / "accuracies.json").read_text())
+        bits = json.loads((folder / "settings.json").read_text())["bits"]
+    except FileNotFoundError as error:
+        raise TrainingError(f"{error.filename} is missing: run the accuracies stage first") from error
+    if any(len(found["uniform"].get(form.name, ())) < len(bits) for form in FORMS):
+        raise TrainingError(f"{folder} is not complete: run the accuracies stage again, which goes on")
+    return found

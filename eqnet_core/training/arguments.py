@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--data", type=Path, required=True, help=".npz, torchvision CIFAR-10 or ImageFolder"
             )
-            command.add_argument("--architecture", default="resnet20", choices=sorted(ARCHITECTURES))
+            if name in ("pretrain", "supernet", "ablations"):  # the others measure a supernet, which has one
+                command.add_argument("--architecture", default="resnet20", choices=sorted(ARCHITECTURES))
             command.add_argument(
                 "--held-out", type=int, default=5000, help="training images kept for choices and samples"
             )

@@ -58,10 +58,9 @@ def calibrate_subnets(
         TrainingError: no trained supernet, too few samples to fit, or other settings or another supernet
         before.
     """
-    supernet = load_trained(supernet_folder).to(device)
-    run = Run(
-        folder, settings, growing=("samples", "compile"), origins={"supernet": supernet_digest(supernet)}
-    )
+    supernet = load_trained(supernet_folder, data).to(device)
+    origins = {"data": data.digest, "supernet": supernet_digest(supernet)}
+    run = Run(folder, settings, growing=("samples", "compile"), origins=origins)
     forward = torch.compile(supernet, dynamic=False) if settings.compile else supernet
     wanted = [
         Wanted(
@@ -98,7 +97,7 @@ def calibrate_subnets(
     if len(samples) < len(wanted):
         print(f"{len(samples)} of {len(wanted)} are there: the last shard fits the predictor")
         return folder / TENSORS
-    chosen = wanted[:: max(25, len(wanted) // _MOMENT_SUBNETS)]
+    chosen = [wanted[number] for number in moment_subnets(len(wanted))]
     moments = measure_moments(
         supernet,
         [one.configuration for one in chosen],
@@ -109,6 +108,13 @@ def calibrate_subnets(
     save_tensors(folder / TENSORS, predictor.to_tensors())
     write_atomically(folder / QUALITY, json.dumps(quality, indent=2).encode())
     return folder / TENSORS
+
+
+def moment_subnets(samples: int) -> range:
+    """Which of so many samples input moments are measured of: at most 16, of all forms."""
+    # Odd: forms come in turn, and a step that is a multiple of their number would meet a single one.
+    step = max(25, samples // _MOMENT_SUBNETS) | 1
+    return range(0, samples, step)[:_MOMENT_SUBNETS]
 
 
 def load_statistics(folder: Path) -> StatisticsPredictor:

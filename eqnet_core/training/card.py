@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from eqnet_core.bundle import Bundle
+from eqnet_core.bundle import CALIBRATION, Bundle
 
 _START = "start"
-_NOT_SHOWN = ("stage", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)
+_NOT_SHOWN = ("stage", "data", "float", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)
 
 
 def card_page(bundle: Bundle) -> str:
@@ -16,6 +16,7 @@ def card_page(bundle: Bundle) -> str:
     accuracy, predictor, card = document["accuracy"], document["predictor"], document["card"]
     statistics = document["statistics"]
     bits = sorted({int(bit) for row in accuracy["uniform"].values() for bit in row})
+    calibrated = CALIBRATION in document["files"]
     size = sum(entry["bytes"] for entry in document["files"].values())
     lines = [
         f"# Bundle `{bundle.name}`",
@@ -24,7 +25,7 @@ def card_page(bundle: Bundle) -> str:
         "",
         f"- Architecture: `{bundle.architecture}`, {len(bundle.space.layers)} quantised layers "
         f"({len(bundle.space.searchable)} searchable), {len(bundle.classes)} classes.",
-        f"- Data: {card['data']}. The bundle holds no image.",
+        f"- Data: {card['data']}. The bundle holds {'some of its images' if calibrated else 'no image'}.",
         f"- Size: {size / 1e6:.2f} MB.",
         f"- Digest: `{bundle.digest}`.",
         "",
@@ -62,10 +63,12 @@ def card_page(bundle: Bundle) -> str:
         f"| coverage of the 90 % interval | {100 * predictor['interval_coverage']:.1f} % |",
         *_searched(predictor.get("searched")),
         "",
-        f"BatchNorm statistics are predicted by a model fitted to {statistics['samples']} calibrated "
-        f"subnets; leave-one-out, means are off by {statistics['mean_error']:.3f} of the channel's standard "
-        f"deviation and variances by {100 * statistics['log_variance_error']:.0f} %, noise of the "
-        "calibration included.",
+        "Subnets are calibrated with the bundle's images; samples had BatchNorm statistics predicted by"
+        if calibrated
+        else "BatchNorm statistics are predicted by",
+        f"a model fitted to {statistics['samples']} calibrated subnets; leave-one-out, means are off by "
+        f"{statistics['mean_error']:.3f} of the channel's standard deviation and variances by "
+        f"{100 * statistics['log_variance_error']:.0f} %, noise of the calibration included.",
         "",
         *_integer(document.get("integer")),
         "## How it was trained",

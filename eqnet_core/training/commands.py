@@ -24,7 +24,7 @@ from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.ranges import TensorRanges
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.ablations import run_ablations
-from eqnet_core.training.accuracies import AccuracySettings, measure_accuracies
+from eqnet_core.training.accuracies import AccuracySettings, load_accuracies, measure_accuracies
 from eqnet_core.training.arguments import build_parser
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.batches import seeded, torch_seeded
@@ -35,7 +35,7 @@ from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.prediction_report import LEFT_OUT, write_report
-from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.pretrain import WEIGHTS, PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.run import (
     check_origins,
@@ -46,7 +46,8 @@ from eqnet_core.training.run import (
 )
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
-from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest
+from eqnet_core.training.starting import float_digest
+from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest, trained_architecture
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
 
@@ -80,12 +81,12 @@ def _run(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     data = load_data(
         options.data,
-        input_shape=ARCHITECTURES[options.architecture].input_shape,
+        input_shape=ARCHITECTURES[_architecture(options)].input_shape,
         held_out=options.held_out,
         # The split must be the same in every stage, whatever seed a stage is given.
         seed=0,
     )
-    float_weights = run / "float" / "float.safetensors"
+    float_weights = run / "float" / WEIGHTS
     if options.stage in ("pretrain", "supernet"):
         shared: dict[str, Any] = {
             "architecture": options.architecture,
@@ -139,6 +140,14 @@ def _run(options: argparse.Namespace) -> None:
             device,
         )
     print(f"wrote {written}; data: {_describe(data)}")
+
+
+def _architecture(options: argparse.Namespace) -> str:
+    """What the command says; stages that measure a supernet take that one's."""
+    architecture: str = getattr(options, "architecture", None) or trained_architecture(
+        options.run / "supernet"
+    )
+    return architecture
 
 
 def _ablations(
@@ -239,7 +248,7 @@ def _fit(run: Path, seed: int) -> None:
 
 def _ranges(run: Path, data: ImageData, options: argparse.Namespace, device: torch.device) -> Path:
     settings = RangeSettings(subnets=options.subnets, images=options.images, seed=options.seed)
-    supernet = load_trained(run / "supernet")
+    supernet = load_trained(run / "supernet", data)
     folder = run / "ranges"
     if options.bundle is not None and not _same_supernet(Bundle.open(options.bundle), supernet):
         raise TrainingError(
@@ -275,15 +284,18 @@ def _known_ranges(
 
 def _bundle(run: Path, options: argparse.Namespace) -> None:
     supernet = load_trained(run / "supernet")
-    origins = {"supernet": supernet_digest(supernet)}
-    for measured in ("statistics", "samples", "prediction", "accuracies", "ranges"):
+    origins = read_origins(run / "supernet") | {"supernet": supernet_digest(supernet)}
+    if (weights := run / "float" / WEIGHTS).exists():
+        check_origins(run / "supernet", {"float": float_digest(weights)})
+    for measured in ("float", "statistics", "samples", "prediction", "accuracies", "ranges"):
         check_origins(run / measured, origins)
     statistics = load_statistics(run / "statistics")
     origins["statistics"] = tensors_digest(statistics.to_tensors())
     for measured in ("samples", "prediction"):
         check_origins(run / measured, origins)
-    accuracies = _read_json(run / "accuracies" / "accuracies.json", "accuracies")
+    accuracies = load_accuracies(run / "accuracies")
     quality = _read_json(run / "prediction" / "quality.json", "fit")
+    statistics_quality = _read_json(run / "statistics" / "quality.json", "statistics")
     stages = {
         stage: _read_json(run / stage / "settings.json", stage)
         for stage in ("float", "supernet", "statistics", "samples", "accuracies")
@@ -291,6 +303,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     # what is there, whatever was asked for last
     searched = quality.get("searched", {}).get("held_out", 0)
     stages["samples"] |= {"samples": quality["held_out"], "searched": searched}
+    stages["statistics"] |= {"samples": statistics_quality["samples"]}
     ranges, integer_quality = _known_ranges(run, options.out, supernet)
     bundle = write_bundle(
         options.out,
@@ -302,7 +315,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         float_accuracy=accuracies["float"],
         accuracy=accuracies,
         predictor_quality=quality,
-        statistics_quality=_read_json(run / "statistics" / "quality.json", "statistics"),
+        statistics_quality=statistics_quality,
         card={
             "data": options.data_description,
             "stages": stages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eqnet_core.errors import TrainingError
+from eqnet_core.training.run import tensors_digest
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -47,13 +49,25 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:…` of the images and labels of every part: the same data, split alike."""
+        parts = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        return tensors_digest(
+            {
+                f"{name}.{what}": getattr(part, what).numpy()
+                for name, part in parts.items()
+                for what in ("images", "labels")
+            }
+        )
+
 
 def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, seed: int) -> ImageData:
     """Read a data set and hold `held_out` training images out, drawn with `seed`, the same for every stage.
 
     `path` is one of
-    - an `.npz` file with `x_train, y_train, x_test, y_test` (uint8 [N, C, H, W] and integer labels),
-      optionally `classes`;
+    - an `.npz` file with `x_train, y_train, x_test, y_test` (uint8 [N, C, H, W] and integer labels [N]),
+      optionally `classes`, their names ("0", "1", … without);
     - a folder in which torchvision's `CIFAR10` class finds its download (`cifar-10-batches-py`);
     - a folder with `train/` and `test/` (or `val/`), each a torchvision `ImageFolder`; images are resized
       to `input_shape` and kept in memory.
@@ -61,17 +75,22 @@ def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, s
     `mean` and `std` are those of the training images, per channel, of pixels in [0, 1].
 
     Raises:
-        TrainingError: nothing of the three is at `path`, or shapes and labels do not fit.
+        TrainingError: nothing of the three is at `path`, an image cannot be read, or shapes and labels do not
+            fit.
     """
     if path.suffix == ".npz" and path.is_file():
         try:
             train, test, classes = _read_npz(path)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise TrainingError(f"{path} is not an .npz file of arrays, or is damaged: {error}") from error
-    elif (path / "cifar-10-batches-py").is_dir():
-        train, test, classes = _read_torchvision_cifar10(path)
-    elif (path / "train").is_dir():
-        train, test, classes = _read_image_folder(path, input_shape)
+    elif (path / "cifar-10-batches-py").is_dir() or (path / "train").is_dir():
+        try:
+            if (path / "train").is_dir():
+                train, test, classes = _read_image_folder(path, input_shape)
+            else:
+                train, test, classes = _read_torchvision_cifar10(path)
+        except (OSError, RuntimeError, EOFError) as error:  # torchvision's and Pillow's
+            raise TrainingError(f"the images at {path} cannot be read: {error}") from error
     else:
         raise TrainingError(
             f"no data at {path}: expected an .npz file, a folder holding cifar-10-batches-py, "
@@ -121,10 +140,11 @@ def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ..
         parts = []
         for part in ("train", "test"):
             images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-            if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+            whole = np.issubdtype(labels.dtype, np.integer)
+            if images.dtype != np.uint8 or images.ndim != 4 or not whole or labels.shape != images.shape[:1]:
                 raise TrainingError(
-                    f"x_{part} in {path} must be uint8 [N, C, H, W] with N labels, "
-                    f"not {images.dtype} {images.shape} with {len(labels)}"
+                    f"x_{part} in {path} must be uint8 [N, C, H, W] and y_{part} integers [N], "
+                    f"not {images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
                 )
             parts.append(
                 LabelledImages(
@@ -135,7 +155,7 @@ def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ..
             classes = tuple(str(name) for name in arrays["classes"])
         else:
             count = int(parts[0].labels.max()) + 1
-            classes = CIFAR10_CLASSES if count == 10 else tuple(str(index) for index in range(count))
+            classes = tuple(str(index) for index in range(count))
     return parts[0], parts[1], classes
 
 

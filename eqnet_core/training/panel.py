@@ -27,8 +27,8 @@ _STRATA = 12
 _DOUBT_SMOOTHING = 1.0
 """Logits. How near to zero a margin is in doubt."""
 
-_LEAST = 8
-"""Images of a stratum, at least: however sure the pilot was of it, it has to be checked."""
+LEAST_IMAGES = 8
+"""Images of a panel and of each of its strata, at least: however sure the pilot was, it has to be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
         TrainingError: so few images that two halves of every stratum cannot be told apart.
     """
     total = margins.shape[1]
-    strata = min(_STRATA, count // _LEAST)
+    strata = min(_STRATA, count // LEAST_IMAGES)
     if strata < 1 or count > total:
         raise TrainingError(
-            f"cannot choose {count} of {total} held-out images: choose {_LEAST} to {total} of them"
+            f"cannot choose {count} of {total} held-out images: choose {LEAST_IMAGES} to {total} of them"
         )
     right = expit(margins.astype(np.float64) / _DOUBT_SMOOTHING)
     doubt = (right * (1.0 - right)).mean(axis=0)
@@ -111,7 +111,7 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
 def _allocate(sizes: NDArray[np.int64], deviations: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """How many of each stratum [H]: in proportion to size x deviation, within what there is."""
     shares = sizes * np.maximum(deviations, 1e-9)
-    least = np.minimum(sizes, _LEAST)
+    least = np.minimum(sizes, LEAST_IMAGES)
     chosen = least.astype(np.float64)
     low, high = 0.0, count / shares.min()
     for _ in range(100):  # bisection for the factor that spends `count`

@@ -16,6 +16,7 @@ from eqnet_core.files import write_atomically
 from eqnet_core.space import Granularity
 from eqnet_core.training.ablations import BITS, Ablation
 from eqnet_core.training.losses import UNIFORM_KURTOSIS, skewness_and_kurtosis
+from eqnet_core.training.pretrain import WEIGHTS
 from eqnet_core.training.trained import load_trained
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def plot_weights(run: Path, target: Path, layers: Sequence[str] | None = None) -
         TrainingError: an earlier stage is missing, or there is no such layer.
     """
     try:
-        float_weights = load_file(run / "float" / "float.safetensors")
+        float_weights = load_file(run / "float" / WEIGHTS)
     except FileNotFoundError as error:
         raise TrainingError(f"{error.filename} is missing: run the pretrain stage first") from error
     supernet = load_trained(run / "supernet")

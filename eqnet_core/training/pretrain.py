@@ -18,6 +18,8 @@ from eqnet_core.training.data import ImageData
 from eqnet_core.training.held_out import held_out_top1
 from eqnet_core.training.run import Run
 
+WEIGHTS = "float.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
@@ -45,8 +47,8 @@ def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: 
     Raises:
         TrainingError: the folder holds a run with other settings.
     """
-    run = Run(folder, settings)
-    result = folder / "float.safetensors"
+    run = Run(folder, settings, origins={"data": data.digest})
+    result = folder / WEIGHTS
     torch.manual_seed(settings.seed)
     model = build_model(settings.architecture, len(data.classes)).to(device)
     # Weight decay on BatchNorm and biases only shrinks what has no scale to lose (Goyal et al. 2017).

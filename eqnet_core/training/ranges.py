@@ -67,7 +67,7 @@ def measure_ranges(
             f"{settings.images} images asked for, {len(data.held_out)} are held out: "
             "lower --images or raise --held-out"
         )
-    Run(folder, settings, origins={"supernet": supernet_digest(supernet)})
+    Run(folder, settings, origins={"data": data.digest, "supernet": supernet_digest(supernet)})
     if done := load_ranges(folder):
         return done
     plan = plan_integers(

@@ -20,8 +20,13 @@ from numpy.typing import NDArray
 from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 
-_ORIGINS = {"supernet": "another supernet", "statistics": "other predicted statistics"}
-"""What a stage may have measured, recorded by the digest of its tensors, and how a wrong one is called."""
+_ORIGINS = {
+    "data": "other images, or another split of them (--data, --held-out)",
+    "float": "another float network",
+    "supernet": "another supernet",
+    "statistics": "other predicted statistics",
+}
+"""What a stage may have been made from, recorded by its digest, and how a wrong one is called."""
 
 
 class Run:
@@ -29,9 +34,10 @@ class Run:
 
     A checkpoint is written to a temporary file, flushed and renamed, so that it is whole or not there.
     The log is cut back to the checkpoint when a run goes on: no line appears twice. Settings named in
-    `growing` (such as how many samples) may differ from those of the run that goes on. A stage that measures
-    what another one made records which in its settings (`origins`: digests of the `supernet`, and of the
-    predictor of BatchNorm `statistics`). `before` are the settings of the run that goes on.
+    `growing` (such as how many samples) may differ from those of the run that goes on. A stage records in its
+    settings what it was made from (`origins`: digests of the `data`, the `float` network, the `supernet`, the
+    predictor of BatchNorm `statistics`). `before` are the settings of the run that goes on. Make it once all
+    else that was asked for is known to be right: what is refused must not leave settings behind.
 
     Raises:
         TrainingError: the folder holds a run with other settings, or of another origin.
@@ -149,8 +155,8 @@ def check_origins(folder: Path, origins: Mapping[str, str]) -> None:
     for name, digest in origins.items():
         if stated.get(name, digest) != digest:
             raise TrainingError(
-                f"{folder} was measured with {_ORIGINS[name]}: delete it, or move it away, "
-                "and run the stages from there on again"
+                f"{folder} was made with {_ORIGINS[name]}: repeat what it was made with, or delete it or "
+                "move it away, and run the stages from there on again"
             )
 
 

@@ -21,7 +21,7 @@ from eqnet_core.training.batches import seeded
 from eqnet_core.training.calibrating import load_statistics
 from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
-from eqnet_core.training.panel import Panel, choose_panel
+from eqnet_core.training.panel import LEAST_IMAGES, Panel, choose_panel
 from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.samples import SPREAD, Samples
@@ -86,8 +86,10 @@ def sample_subnets(
         )
     if settings.searched and predictor is None:
         raise TrainingError("searched samples need an accuracy predictor: run the fit stage first")
-    supernet = load_trained(supernet_folder).to(device)
-    origins = {"supernet": supernet_digest(supernet)}
+    if settings.images < LEAST_IMAGES:
+        raise TrainingError(f"{settings.images} images tell nothing: ask for at least {LEAST_IMAGES}")
+    supernet = load_trained(supernet_folder, data).to(device)
+    origins = {"data": data.digest, "supernet": supernet_digest(supernet)}
     check_origins(statistics_folder, origins)
     statistics = load_statistics(statistics_folder)
     origins["statistics"] = tensors_digest(statistics.to_tensors())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def load_searcher(run: Path | None, supernet: Supernet | None) -> AccuracyPredic
 def input_spec(data: ImageData, architecture: str) -> InputSpec:
     """What one image must look like, with the data set's normalisation."""
     return InputSpec(shape=ARCHITECTURES[architecture].input_shape, mean=data.mean, std=data.std)
+
+
+def float_digest(float_weights: Path) -> str:
+    """`sha256:…` of the file of a float network's weights."""
+    return f"sha256:{hashlib.sha256(float_weights.read_bytes()).hexdigest()}"
 
 
 def float_network(data: ImageData, float_weights: Path, architecture: str) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -14,6 +15,7 @@ from eqnet_core.files import write_atomically
 from eqnet_core.space import LayerSpec, SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet
+from eqnet_core.training.data import ImageData
 from eqnet_core.training.run import tensors_digest
 
 TENSORS = "supernet.safetensors"
@@ -38,14 +40,23 @@ def supernet_digest(supernet: Supernet) -> str:
     return tensors_digest(supernet.tensors(), kind=supernet.architecture)
 
 
-def load_trained(folder: Path) -> Supernet:
+def trained_architecture(folder: Path) -> str:
+    """The architecture of the supernet that `save_trained` wrote into `folder`.
+
+    Raises:
+        TrainingError: nothing there, or a damaged file.
+    """
+    return str(_description(folder)["architecture"])
+
+
+def load_trained(folder: Path, data: ImageData | None = None) -> Supernet:
     """The supernet that `save_trained` wrote into `folder`, in evaluation mode.
 
     Raises:
-        TrainingError: nothing there, or damaged files.
+        TrainingError: nothing there, or damaged files, or it was trained on others than `data`.
     """
+    document = _description(folder)
     try:
-        document = json.loads((folder / DESCRIPTION).read_text())
         spec = document["input"]
         supernet = Supernet(
             architecture=document["architecture"],
@@ -55,7 +66,36 @@ def load_trained(folder: Path) -> Supernet:
         )
         supernet.load_tensors(load_file(folder / TENSORS))
     except FileNotFoundError as error:
-        raise TrainingError(f"no trained supernet in {folder}: run the supernet stage first") from error
+        raise _missing(folder) from error
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder} does not hold a trained supernet: {error}") from error
+    if data is not None:
+        _check_data(folder, supernet, data)
     return supernet.eval()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        return {"architecture": document["architecture"], **document}
+    except FileNotFoundError as error:
+        raise _missing(folder) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder} does not hold a trained supernet: {error}") from error
+
+
+def _missing(folder: Path) -> TrainingError:
+    return TrainingError(f"no trained supernet in {folder}: run the supernet stage first")
+
+
+def _check_data(folder: Path, supernet: Supernet, data: ImageData) -> None:
+    # Mean and deviation are those of the images that are not held out: another split has others.
+    theirs = (len(supernet.classes), supernet.input.mean, supernet.input.std)
+    ours = (len(data.classes), data.mean, data.std)
+    if theirs != ours:
+        raise TrainingError(
+            "the supernet in {} was trained on other images, or another split of them ({} classes, mean {}, "
+            "deviation {}; these: {}, {}, {}): repeat its --data and --held-out".format(
+                folder, *theirs, *ours
+            )
+        )

@@ -23,7 +23,13 @@ from eqnet_core.training.data import ImageData
 from eqnet_core.training.held_out import held_out_accuracies
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, tensors_digest
-from eqnet_core.training.starting import describe_start, float_network, load_searcher, start_supernet
+from eqnet_core.training.starting import (
+    describe_start,
+    float_digest,
+    float_network,
+    load_searcher,
+    start_supernet,
+)
 from eqnet_core.training.subnets import RandomBits, sandwich
 from eqnet_core.training.trained import load_trained, save_trained
 
@@ -107,12 +113,13 @@ def train_supernet(
         # Fitted anew between a kill and its going on, it would search for other subnets.
         digest = tensors_digest(predictor.to_tensors())
         settings = replace(settings, start={**(settings.start or {}), "predictor": digest})
-    run = Run(folder, settings, growing=("epochs",))
-    extend(run, settings)
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
     teacher = None
     if settings.float_teacher:
         teacher = float_network(data, float_weights, settings.architecture).to(device)
+    origins = {"data": data.digest, "float": float_digest(float_weights)}
+    run = Run(folder, settings, growing=("epochs",), origins=origins)
+    extend(run, settings)
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
     )

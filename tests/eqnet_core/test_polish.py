@@ -22,9 +22,7 @@ PINS = {"layer2.0.conv1": LayerPin(weight_bits=4)}
 
 
 def genome_of(space: SearchSpace, budget: Budget) -> Genome:
-    return build_genome(
-        costs=CostModel(space), profile=DEVICE, budget=budget, pins=PINS, fix_unbounded=False
-    )
+    return build_genome(costs=CostModel(space), profile=DEVICE, budget=budget, pins=PINS, fix_unbounded=False)
 
 
 class Additive:

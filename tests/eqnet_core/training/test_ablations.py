@@ -1,10 +1,12 @@
 """The ablation runs on digits: variants differ, what is done stays done, the table has every number."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from eqnet_core.errors import TrainingError
 from eqnet_core.space import Granularity
 from eqnet_core.training.ablations import BITS, replace_per_tensor_steps, run_ablations
 from eqnet_core.training.batches import ImageSizes
@@ -39,6 +41,14 @@ def test_variants_are_trained_once_and_compared(digits: ImageData, run: Path, tm
     assert len(written) == 2
     assert run_ablations(digits, weights, tmp_path, settings, CPU, names=names, images=32) == first
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    others = (
+        (replace(settings, seed=1), 32, "other settings .seed."),
+        (replace(settings, epochs=2), 32, "other settings .epochs."),
+        (settings, 16, "is of 32 images, not 16"),
+    )
+    for other, images, problem in others:
+        with pytest.raises(TrainingError, match=problem):
+            run_ablations(digits, weights, tmp_path, other, CPU, names=names, images=images)
     recipe, labels = (load_trained(path.parent).tensors() for path in sorted(written))
     assert any((recipe[name] != labels[name]).any() for name in recipe if name.endswith("conv1.weight"))
     rows = {ablation.name: ablation for ablation in first}

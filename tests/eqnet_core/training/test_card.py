@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.bundle import CALIBRATION, Bundle, shipped_bundles
 from eqnet_core.training.card import card_page
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -17,6 +17,17 @@ DOCS = Path(__file__).parents[3] / "docs"
 def test_the_page_of_a_shipped_bundle_is_its_card(name: str) -> None:
     bundle = Bundle.open(shipped_bundles()[name])
     assert (DOCS / f"bundle-{name}.md").read_text() == card_page(bundle)
+
+
+def test_a_bundle_with_images_says_so() -> None:
+    bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
+    files = bundle.document["files"]
+    page = card_page(
+        replace(bundle, document={**bundle.document, "files": {**files, CALIBRATION: {"bytes": 1}}})
+    )
+    assert "holds some of its images" in page
+    assert "calibrated with the bundle's images" in page
+    assert "holds no image" in card_page(bundle)
 
 
 def test_every_run_that_a_stage_began_with_has_a_row() -> None:

@@ -31,7 +31,7 @@ def test_a_bundle_is_not_made_of_measurements_of_another_supernet(
     digest = supernet_digest(load_trained(tmp_path / "supernet"))
     asked = ["bundle", "--run", str(tmp_path), "--out", str(tmp_path / "b"), "--data-description", "none"]
     for measured, problem in (
-        ("sha256:other", f"{tmp_path / stage} was measured with another supernet: "),
+        ("sha256:other", f"{tmp_path / stage} was made with another supernet: "),
         (digest, " is missing: run the "),
     ):
         (tmp_path / stage / "settings.json").write_text(json.dumps({"supernet": measured}))

@@ -75,6 +75,35 @@ def test_unusable_data_says_what_was_expected(tmp_path: Path, digits_file: Path)
         load_data(tmp_path / "half.npz", input_shape=SHAPE, held_out=1, seed=0)
 
 
+@pytest.mark.parametrize("labels", [np.zeros((4, 1), np.int64), np.zeros(4), np.zeros(3, np.int64)])
+def test_labels_must_be_one_whole_number_an_image(tmp_path: Path, labels: np.ndarray) -> None:
+    images = np.zeros((4, 3, 32, 32), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(TrainingError, match=r"y_train integers \[N\]"):
+        load_data(tmp_path / "a.npz", input_shape=SHAPE, held_out=1, seed=0)
+
+
+def test_classes_are_named_by_the_file_alone(tmp_path: Path, digits_file: Path) -> None:
+    assert load_data(digits_file, input_shape=SHAPE, held_out=4, seed=0).classes == tuple("0123456789")
+    with np.load(digits_file) as arrays:
+        np.savez(tmp_path / "named.npz", classes=list("abcdefghij"), **arrays)
+    named = load_data(tmp_path / "named.npz", input_shape=SHAPE, held_out=4, seed=0)
+    assert named.classes == tuple("abcdefghij")
+
+
+def test_an_image_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "1.png").write_bytes(b"no image")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_data(tmp_path, input_shape=SHAPE, held_out=1, seed=0)
+
+
+def test_the_digest_is_that_of_images_and_split(digits_file: Path, digits: ImageData) -> None:
+    again, other = (load_data(digits_file, input_shape=SHAPE, held_out=n, seed=0) for n in (64, 63))
+    assert again.digest == digits.digest != other.digest
+
+
 def test_crops_are_shifted_copies_half_of_them_mirrored() -> None:
     image = torch.arange(32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 1, 32, 32)
     padded = torch.nn.functional.pad(image, (4,) * 4)[0, 0]

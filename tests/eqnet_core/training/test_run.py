@@ -31,7 +31,7 @@ def test_measurements_of_another_supernet_are_not_gone_on_with(tmp_path: Path) -
     Run(tmp_path, Settings(samples=8), growing=("samples",), origins={"supernet": "sha256:one"})
     assert read_origins(tmp_path) == {"supernet": "sha256:one"}
     check_origins(tmp_path, {"supernet": "sha256:one"})
-    with pytest.raises(TrainingError, match="was measured with another supernet: delete it"):
+    with pytest.raises(TrainingError, match="was made with another supernet: repeat"):
         Run(tmp_path, Settings(), origins={"supernet": "sha256:other"})
     with pytest.raises(TrainingError, match=r"other settings \(seed\)"):
         Run(tmp_path, Settings(seed=1), origins={"supernet": "sha256:other"})
@@ -41,7 +41,7 @@ def test_samples_are_not_gone_on_with_by_other_statistics(tmp_path: Path) -> Non
     both = {"supernet": "sha256:one", "statistics": "sha256:these"}
     Run(tmp_path, Settings(), origins=both)
     check_origins(tmp_path, {"supernet": "sha256:one"})
-    with pytest.raises(TrainingError, match="was measured with other predicted statistics: delete it"):
+    with pytest.raises(TrainingError, match="was made with other predicted statistics: repeat"):
         Run(tmp_path, Settings(), origins={**both, "statistics": "sha256:those"})
 
 

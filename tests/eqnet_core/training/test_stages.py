@@ -312,13 +312,13 @@ def test_no_stage_goes_on_with_measurements_of_another_supernet(
         lambda: sample_subnets(digits, other, statistics, tmp_path / "new", sampling, CPU, WHOLE),
         lambda: measure_ranges(digits, changed, tmp_path / "ranges", settings, CPU),
     ):
-        with pytest.raises(TrainingError, match="was measured with another supernet"):
+        with pytest.raises(TrainingError, match="was made with another supernet"):
             again()
     # a folder of an older version does not say
     document = json.loads((statistics / "settings.json").read_text())
     document.pop("supernet")
     (statistics / "settings.json").write_text(json.dumps(document))
-    with pytest.raises(TrainingError, match="samples was measured with another supernet"):
+    with pytest.raises(TrainingError, match="samples was made with another supernet"):
         sample_subnets(digits, other, statistics, tmp_path / "samples", sampling, CPU, WHOLE)
 
 
