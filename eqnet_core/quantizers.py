@@ -98,7 +98,8 @@ def _learned(
 ) -> tuple[Tensor, Tensor]:
     """Step size and integer zero-point with their gradient scale 1 / sqrt(high * n) (LSQ, section 2.2)."""
     factor = torch.rsqrt(high * elements)
-    step = torch.exp(_ScaleGradient.apply(log_step, factor))
+    # Rounded from float64, the step is the same to the last bit on every processor; exp in float32 is not.
+    step = torch.exp(_ScaleGradient.apply(log_step, factor).double()).to(log_step.dtype)
     shifted = _RoundStraightThrough.apply(
         _ScaleGradient.apply(zero_point, factor),
         low,

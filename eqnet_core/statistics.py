@@ -100,7 +100,9 @@ class StatisticsPredictor:
                     values[columns] += self.table[rows[owner], columns].sum(axis=0, dtype=np.float32)
             begin += count
         values = np.clip(values, self.low, self.high) * self.spread + self.centre
-        means, variances = values[:channels], np.maximum(np.exp(values[channels:]), self.floor)
+        # In float64, so that every processor rounds to the same float32.
+        exponentials = np.exp(values[channels:].astype(np.float64)).astype(np.float32)
+        means, variances = values[:channels], np.maximum(exponentials, self.floor)
         ends = np.cumsum([count for _, count in self.batch_norms])[:-1]
         return {
             name: (mean, variance)

@@ -1,5 +1,8 @@
 """The hand-written gradients against their definitions, element by element."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +100,19 @@ def test_every_form_and_bit_width_has_values_of_its_own() -> None:
             assert step.expand(3).unique().numel() == (3 if per_channel else 1)
             seen.add(tuple(step.expand(3).tolist()))
     assert len(seen) == 56
+
+
+def test_step_sizes_are_the_nearest_numbers_to_the_exponentials() -> None:
+    """On every processor, hence in every file: exp in float32 is off by a bit, by another one elsewhere."""
+    quantizer = WeightQuantizer(channels=1000)
+    with torch.no_grad():
+        quantizer.log_step_per_channel.copy_(torch.linspace(-7, 0, 4 * 7 * 1000).view(4, 7, 1000))
+    low, high, yes = torch.tensor(-8.0), torch.tensor(7.0), torch.tensor(True)
+    for row in (0, 13, 27):
+        step, _ = quantizer.select(torch.tensor([row]), yes, yes, low, high, elements=9000)
+        logarithms = quantizer.log_step_per_channel.detach().view(28, 1000)[row].numpy()
+        nearest = np.array([math.exp(value) for value in logarithms], dtype=np.float32)
+        np.testing.assert_array_equal(step.detach().numpy(), nearest)
 
 
 def test_step_size_gradient_is_scaled_as_in_lsq() -> None:
