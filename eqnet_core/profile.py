@@ -20,7 +20,7 @@ MAX_GENERATIONS = 10_000
 MAX_SEED = 2**53 - 1
 """Seeds stay below this so that every JSON reader sees the same number."""
 
-MAX_PREDICTIONS = 2_000_000
+MAX_PREDICTIONS = 4_000_000
 """Of one search, which remembers each of them: about 200 bytes."""
 
 LARGEST_BOUND = 1e30
@@ -196,7 +196,7 @@ class SearchSettings:
     """How long to search: at most `population` x `generations` predictions, reproducible in `seed`.
 
     Raises:
-        InvalidProfileError: population outside 2..2000, generations outside 1..10000, more than 2,000,000
+        InvalidProfileError: population outside 2..2000, generations outside 1..10000, more than 4,000,000
             predictions, seed outside 0..2^53-1.
     """
 

@@ -141,9 +141,9 @@ def test_search_settings_are_bounded(name: str, value: object) -> None:
 
 
 def test_a_search_is_bounded_by_what_a_builder_can_remember() -> None:
-    SearchSettings(population=2000, generations=1000)
-    with pytest.raises(InvalidProfileError, match="2,000,000") as error:
-        SearchSettings(population=2000, generations=1001)
+    SearchSettings(population=2000, generations=2000)
+    with pytest.raises(InvalidProfileError, match="4,000,000") as error:
+        SearchSettings(population=2000, generations=2001)
     assert pointers(error) == ["/population", "/generations"]
 
 

@@ -19,7 +19,7 @@ from eqnet_core.export.state_dict import load_subnet
 from eqnet_core.subnet import InputSpec
 
 QUICK = {"population": 10, "generations": 10}
-ENDLESS = {"population": 2000, "generations": 10000}
+ENDLESS = {"population": 400, "generations": 10000}
 """A search that outlasts every test: only a cancelled build ends."""
 
 
