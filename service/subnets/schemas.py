@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eqnet_core.profile import LARGEST_BOUND, MAX_GENERATIONS, MAX_POPULATION, MAX_SEED
+from eqnet_core.profile import LARGEST_BOUND, MAX_GENERATIONS, MAX_POPULATION, MAX_PREDICTIONS, MAX_SEED
 
 ArtifactName = Literal[
     "model.onnx", "model.integer.onnx", "model.safetensors", "encodings.json", "report.json"
@@ -68,7 +68,12 @@ class Pin(Strict):
 
 class Search(Strict):
     population: int = Field(default=100, ge=2, le=MAX_POPULATION)
-    generations: int = Field(default=500, ge=1, le=MAX_GENERATIONS)
+    generations: int = Field(
+        default=500,
+        ge=1,
+        le=MAX_GENERATIONS,
+        description=f"With `population`, at most {MAX_PREDICTIONS:,} predictions: their product",
+    )
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
