@@ -93,8 +93,15 @@ def input_spec(data: ImageData, architecture: str) -> InputSpec:
 
 
 def float_digest(float_weights: Path) -> str:
-    """`sha256:…` of the file of a float network's weights."""
-    return f"sha256:{hashlib.sha256(float_weights.read_bytes()).hexdigest()}"
+    """`sha256:…` of the file of a float network's weights.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    try:
+        return f"sha256:{hashlib.sha256(float_weights.read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise TrainingError(f"{float_weights} is missing: run the pretrain stage first") from error
 
 
 def float_network(data: ImageData, float_weights: Path, architecture: str) -> nn.Module:

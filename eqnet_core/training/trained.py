@@ -77,11 +77,13 @@ def load_trained(folder: Path, data: ImageData | None = None) -> Supernet:
 def _description(folder: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-        return {"architecture": document["architecture"], **document}
     except FileNotFoundError as error:
         raise _missing(folder) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise TrainingError(f"{folder} does not hold a trained supernet: {error}") from error
+    if not isinstance(document, dict) or "architecture" not in document:
+        raise TrainingError(f"{folder} does not hold a trained supernet: {DESCRIPTION} names no architecture")
+    return document
 
 
 def _missing(folder: Path) -> TrainingError:
