@@ -12,9 +12,10 @@ from eqnet_core.training.ablations import BITS, replace_per_tensor_steps, run_ab
 from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
-from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.pretrain import PretrainSettings
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")
 SMALL = ImageSizes(stages=((8, 1),))
@@ -26,10 +27,7 @@ SUPERNET = SupernetSettings(
 
 @pytest.fixture(scope="module")
 def run(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    weights = pretrain(digits, folder / "float", FLOAT, CPU)
-    train_supernet(digits, weights, folder / "supernet", SUPERNET, CPU)
-    return folder
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
 
 
 def test_variants_are_trained_once_and_compared(digits: ImageData, run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.pretrain import WEIGHTS, PretrainSettings, pretrain
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")
 FLOAT = PretrainSettings(epochs=1, batch_size=96, compile=False)
@@ -24,10 +25,7 @@ SUPERNET = SupernetSettings(epochs=1, batch_size=96, compile=False, warmup_steps
 
 @pytest.fixture(scope="module")
 def run(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    weights = pretrain(digits, folder / "float", FLOAT, CPU)
-    train_supernet(digits, weights, folder / "supernet", SUPERNET, CPU)
-    return folder
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
 
 
 @pytest.fixture(scope="module")

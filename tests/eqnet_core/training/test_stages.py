@@ -33,6 +33,7 @@ from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
 from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 from eqnet_core.training.trainer import SupernetSettings, rate_factor, train_supernet
+from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")
 WHOLE = Shard()
@@ -63,10 +64,7 @@ def broken_off(monkeypatch: pytest.MonkeyPatch, at_step: int) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of the first two stages."""
-    run = tmp_path_factory.mktemp("run")
-    weights = pretrain(digits, run / "float", FLOAT, CPU)
-    train_supernet(digits, weights, run / "supernet", SUPERNET, CPU)
-    return run
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
