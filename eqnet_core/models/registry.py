@@ -9,6 +9,7 @@ from types import MappingProxyType
 from torch import nn
 
 from eqnet_core.errors import InvalidConfigurationError
+from eqnet_core.models.fast_cifar import FastCifarNet
 from eqnet_core.models.resnet_cifar import CifarResNet
 
 
@@ -40,6 +41,7 @@ def _torchvision(name: str) -> Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "resnet20": Architecture(build=lambda classes: CifarResNet(3, classes), input_shape=(3, 32, 32)),
+        "airbench94": Architecture(build=FastCifarNet, input_shape=(3, 32, 32)),
         **{name: _torchvision(name) for name in ("resnet18", "resnet50", "mobilenet_v2")},
     }
 )

@@ -72,10 +72,15 @@ def build_parser() -> argparse.ArgumentParser:
             "--sizes", type=image_sizes, default=ImageSizes(), help="smaller images first, e.g. 16x10,24x6"
         )
         command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+        command.add_argument(
+            "--teacher",
+            type=Path,
+            help="folder of a run whose float network, of any architecture, guides the training",
+        )
+        command.add_argument(
+            "--temperature", type=float, default=settings.temperature, help="of the teacher's logits"
+        )
         if name == "supernet":
-            command.add_argument(
-                "--float-teacher", action="store_true", help="the float network guides the highest subnet"
-            )
             command.add_argument(
                 "--averaging",
                 type=float,

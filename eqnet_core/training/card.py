@@ -7,6 +7,7 @@ from typing import Any
 from eqnet_core.bundle import CALIBRATION, Bundle
 
 _START = "start"
+_TEACHER = "teacher"
 _NOT_SHOWN = ("stage", "data", "float", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)
 
 
@@ -119,4 +120,7 @@ def _stage(stage: str, settings: dict[str, Any]) -> list[str]:
 
 def _settings(settings: dict[str, Any]) -> str:
     shown = {key: value for key, value in settings.items() if key not in _NOT_SHOWN}
-    return ", ".join(f"{key} {value}" for key, value in shown.items())
+    return ", ".join(
+        f"{key} ({_settings(value)})" if key == _TEACHER and value else f"{key} {value}"
+        for key, value in shown.items()
+    )

@@ -35,7 +35,7 @@ from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.prediction_report import LEFT_OUT, write_report
-from eqnet_core.training.pretrain import WEIGHTS, PretrainSettings, pretrain
+from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
 from eqnet_core.training.run import (
     check_origins,
@@ -46,7 +46,7 @@ from eqnet_core.training.run import (
 )
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
-from eqnet_core.training.starting import float_digest
+from eqnet_core.training.starting import WEIGHTS, float_digest
 from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest, trained_architecture
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 
@@ -94,21 +94,28 @@ def _run(options: argparse.Namespace) -> None:
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
             "sizes": options.sizes,
+            "temperature": options.temperature,
             "seed": options.seed,
             "compile": not options.no_compile,
         }
         if options.stage == "pretrain":
-            written = pretrain(data, run / "float", PretrainSettings(**shared), device)
+            pretraining = PretrainSettings(**shared)
+            written = pretrain(data, run / "float", pretraining, device, teacher_run=options.teacher)
         else:
             settings = SupernetSettings(
                 **shared,
-                float_teacher=options.float_teacher,
                 averaging=options.averaging,
                 cooldown=options.cooldown,
                 random_bits=options.random_bits,
             )
             written = train_supernet(
-                data, float_weights, run / "supernet", settings, device, start_run=options.start
+                data,
+                float_weights,
+                run / "supernet",
+                settings,
+                device,
+                start_run=options.start,
+                teacher_run=options.teacher,
             )
     elif options.stage == "ablations":
         written = _ablations(run, data, float_weights, options, device)

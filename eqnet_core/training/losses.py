@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eqnet_core.errors import TrainingError
+
 UNIFORM_KURTOSIS = 1.8
 """Kurtosis of a uniform distribution, the one that loses least to uniform quantisation."""
 
@@ -34,6 +36,16 @@ def weight_distribution_loss(
     return torch.stack(terms).mean()
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuse one that logits cannot be divided by.
+
+    Raises:
+        TrainingError: it is not above 0.
+    """
+    if not temperature > 0:
+        raise TrainingError(f"temperature {temperature} divides logits: above 0, such as 4")
+
+
 def guided_loss(
     logits: Tensor,
     labels: Tensor,
@@ -41,8 +53,9 @@ def guided_loss(
     guidance: float = 0.5,
     *,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """One term of GPG (Eq. 7): k * KL(teacher || student) + (1 - k) * cross entropy, at temperature 1.
+    """One term of GPG (Eq. 7): k * T^2 * KL(teacher || student) + (1 - k) * cross entropy.
 
     Args:
         logits: [N, classes] of the student.
@@ -50,14 +63,17 @@ def guided_loss(
         teacher_logits: [N, classes] of the next wider subnet, detached; None for cross entropy alone.
         guidance: k in [0, 1].
         label_smoothing: of the cross entropy, [0, 1).
+        temperature: T that both logits are divided by before KL, above 0. EQ-Net has 1; a network that is
+            nearly certain of what it was trained on teaches more at 4. T^2 keeps the size of the gradients
+            (Hinton et al. 2015).
     """
     hard = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if teacher_logits is None or guidance == 0:
         return hard
     divergence = functional.kl_div(
-        functional.log_softmax(logits, 1),
-        functional.log_softmax(teacher_logits, 1),
+        functional.log_softmax(logits / temperature, 1),
+        functional.log_softmax(teacher_logits / temperature, 1),
         reduction="batchmean",
         log_target=True,
     )
-    return guidance * divergence + (1 - guidance) * hard
+    return guidance * temperature**2 * divergence + (1 - guidance) * hard

@@ -16,7 +16,7 @@ from eqnet_core.files import write_atomically
 from eqnet_core.space import Granularity
 from eqnet_core.training.ablations import BITS, Ablation
 from eqnet_core.training.losses import UNIFORM_KURTOSIS, skewness_and_kurtosis
-from eqnet_core.training.pretrain import WEIGHTS
+from eqnet_core.training.starting import WEIGHTS
 from eqnet_core.training.trained import load_trained
 
 if TYPE_CHECKING:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch.nn import functional
 from tqdm import tqdm
 
 from eqnet_core.files import write_atomically
@@ -16,14 +17,21 @@ from eqnet_core.models import build_model
 from eqnet_core.training.batches import Batches, ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.held_out import held_out_top1
+from eqnet_core.training.losses import check_temperature, guided_loss
 from eqnet_core.training.run import Run
-
-WEIGHTS = "float.safetensors"
+from eqnet_core.training.starting import WEIGHTS
+from eqnet_core.training.teacher import load_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """SGD with Nesterov momentum; the rate rises linearly for `warmup` of the steps, then falls to 0."""
+    """SGD with Nesterov momentum; the rate rises linearly for `warmup` of the steps, then falls to 0.
+
+    Attributes:
+        teacher: the float network that guides, and the settings it was trained with; None for labels alone.
+        guidance: share of the teacher's logits in the loss, [0, 1]; the rest are labels.
+        temperature: of the teacher's and the student's logits, as in `guided_loss`.
+    """
 
     architecture: str = "resnet20"
     epochs: int = 40
@@ -33,20 +41,41 @@ class PretrainSettings:
     weight_decay: float = 5e-4
     warmup: float = 0.2
     sizes: ImageSizes = field(default_factory=ImageSizes)
+    teacher: Mapping[str, Any] | None = None
+    guidance: float = 0.5
+    temperature: float = 4.0
     seed: int = 0
     compile: bool = True
     checkpoint_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
-def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: torch.device) -> Path:
+
+def pretrain(
+    data: ImageData,
+    folder: Path,
+    settings: PretrainSettings,
+    device: torch.device,
+    *,
+    teacher_run: Path | None = None,
+) -> Path:
     """Train until done and write `float.safetensors`; goes on where a killed run stopped.
+
+    With `teacher_run`, another run's folder, the float network trained there guides this one.
 
     Returns:
         The path of the weights. The log has a line per epoch: loss, held-out accuracy, images/s.
 
     Raises:
-        TrainingError: the folder holds a run with other settings.
+        TrainingError: the folder holds a run with other settings; or `teacher_run` has no float network for
+            these images.
     """
+    teacher = None
+    if teacher_run is not None:
+        teacher, described = load_teacher(teacher_run, data, settings.architecture)
+        teacher = teacher.to(device)
+        settings = replace(settings, teacher=described)
     run = Run(folder, settings, origins={"data": data.digest})
     result = folder / WEIGHTS
     torch.manual_seed(settings.seed)
@@ -70,6 +99,7 @@ def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: 
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     forward = torch.compile(model, dynamic=False) if settings.compile else model
+    teach = torch.compile(teacher, dynamic=False) if settings.compile and teacher is not None else teacher
     loss_sum, seen, began = 0.0, 0, time.perf_counter()
     progress = tqdm(range(start, total), initial=start, total=total, desc="float", unit="step")
     for step in progress:
@@ -77,7 +107,11 @@ def pretrain(data: ImageData, folder: Path, settings: PretrainSettings, device: 
             group["lr"] = settings.learning_rate * one_cycle(step / total, settings.warmup)
         images, labels = batches.at(step)
         model.train()
-        loss = functional.cross_entropy(forward(images), labels)
+        with torch.no_grad():
+            taught = None if teach is None else teach(images)
+        loss = guided_loss(
+            forward(images), labels, taught, settings.guidance, temperature=settings.temperature
+        )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

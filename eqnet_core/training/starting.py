@@ -22,6 +22,9 @@ from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import check_origins, load_tensors
 from eqnet_core.training.trained import supernet_digest
 
+WEIGHTS = "float.safetensors"
+"""What the pretrain stage calls the weights of a float network."""
+
 INITIALISATION_IMAGES = 256
 
 

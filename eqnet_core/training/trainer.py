@@ -21,7 +21,7 @@ from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches, ImageSizes, seeded
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.held_out import held_out_accuracies
-from eqnet_core.training.losses import guided_loss, weight_distribution_loss
+from eqnet_core.training.losses import check_temperature, guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, tensors_digest
 from eqnet_core.training.starting import (
     describe_start,
@@ -31,6 +31,7 @@ from eqnet_core.training.starting import (
     start_supernet,
 )
 from eqnet_core.training.subnets import RandomBits, sandwich
+from eqnet_core.training.teacher import load_teacher
 from eqnet_core.training.trained import load_trained, save_trained
 
 WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
@@ -47,7 +48,10 @@ class SupernetSettings:
             a plateau before them (Hägele et al. 2024, arXiv:2405.18392).
         guidance: share of the next wider subnet's logits in a subnet's loss, [0, 1]; the rest are labels.
         label_smoothing: of the cross entropy, [0, 1).
-        float_teacher: the float network guides the highest subnet, as that guides the others.
+        float_teacher: a float network guides the highest subnet, as that guides the others.
+        teacher: which float network of another run, and the settings it was trained with; None for the one
+            that the supernet is made from.
+        temperature: at which it guides, as in `guided_loss`; subnets guide each other at 1.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
@@ -64,6 +68,8 @@ class SupernetSettings:
     guidance: float = 0.5
     label_smoothing: float = 0.0
     float_teacher: bool = False
+    teacher: Mapping[str, Any] | None = None
+    temperature: float = 1.0
     averaging: float = 0.0
     random_bits: RandomBits = RandomBits.INDEPENDENT
     start: Mapping[str, Any] | None = None
@@ -79,6 +85,7 @@ class SupernetSettings:
             raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
         if not 0 <= self.averaging < 1:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
+        check_temperature(self.temperature)
 
 
 def train_supernet(
@@ -89,12 +96,15 @@ def train_supernet(
     device: torch.device,
     *,
     start_run: Path | None = None,
+    teacher_run: Path | None = None,
 ) -> Path:
     """Train until done and write `supernet.safetensors`; goes on where a killed run stopped.
 
     With more epochs than the folder's run had, it goes on from the end of that run's plateau, and ends as if
     it had been given them at first. With `start_run`, another run's folder, it begins with the supernet
     trained there instead of quantisers fitted to the float network, and searches with its accuracy predictor.
+    With `teacher_run`, another run's folder or this one's, the float network trained there is the teacher of
+    the highest subnet.
 
     Returns:
         The path of the tensors (`Supernet.tensors`). The log has a line per epoch: losses and training
@@ -102,7 +112,8 @@ def train_supernet(
 
     Raises:
         TrainingError: no float weights, or the folder holds a run with other settings, or with fewer epochs
-            whose rates had begun to fall without a plateau; or `start_run` lacks what is taken from it.
+            whose rates had begun to fall without a plateau; or `start_run` or `teacher_run` lacks what is
+            taken from it.
     """
     started = predictor = None
     if start_run is not None:
@@ -115,7 +126,11 @@ def train_supernet(
         settings = replace(settings, start={**(settings.start or {}), "predictor": digest})
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
     teacher = None
-    if settings.float_teacher:
+    if teacher_run is not None:
+        teacher, described = load_teacher(teacher_run, data, settings.architecture)
+        teacher = teacher.to(device)
+        settings = replace(settings, float_teacher=True, teacher=described)
+    elif settings.float_teacher:
         teacher = float_network(data, float_weights, settings.architecture).to(device)
     origins = {"data": data.digest, "float": float_digest(float_weights)}
     run = Run(folder, settings, growing=("epochs",), origins=origins)
@@ -287,14 +302,20 @@ def backward_through(
     measured = []
     # Backward after each forward: only one subnet's activations are alive, and `activate` may then
     # change the tables that this backward needed.
+    temperature = settings.temperature
     for subnet in subnets:
         supernet.activate(subnet)
         logits = forward(images)
         loss = guided_loss(
-            logits, labels, guidance, settings.guidance, label_smoothing=settings.label_smoothing
+            logits,
+            labels,
+            guidance,
+            settings.guidance,
+            label_smoothing=settings.label_smoothing,
+            temperature=temperature,
         )
         torch.autograd.backward(loss)
-        guidance = logits.detach()
+        guidance, temperature = logits.detach(), 1.0
         measured += [loss.detach(), (guidance.argmax(1) == labels).float().mean()]
     regularisation = weight_distribution_loss(
         [layer.weight for layer in supernet.layers],

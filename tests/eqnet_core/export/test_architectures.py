@@ -1,4 +1,4 @@
-"""torchvision's networks, from float to both files: conversion, space, cost, export, proof, state-dict."""
+"""Networks other than ResNet-20, from float to both files: layers, cost, export, proof, state-dict."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ def make_supernet(architecture: str, images: torch.Tensor) -> Supernet:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "layers", "weights", "macs_at_224"),
-    # parameters of convolutions and classifier, and multiply-accumulates, as torchvision documents them
+    ("architecture", "layers", "weights", "macs"),
+    # parameters of convolutions and classifier, and multiply-accumulates, as torchvision documents them;
+    # airbench94's by hand (24 x 12, 9 x (24 x 64 + 64 x 64 + 64 x 256 + 3 x 256 x 256), 256 x 1000)
     [
+        ("airbench94", 8, 2_223_904, 1.18e8),
         ("resnet18", 21, 11_678_912, 1.814e9),
         ("resnet50", 54, 25_502_912, 4.089e9),
         ("mobilenet_v2", 53, 3_469_760, 0.301e9),
     ],
 )
-def test_space_and_cost_are_the_networks(
-    architecture: str, layers: int, weights: int, macs_at_224: float
-) -> None:
+def test_space_and_cost_are_the_networks(architecture: str, layers: int, weights: int, macs: float) -> None:
     shape = ARCHITECTURES[architecture].input_shape
     model = build_model(architecture, 1000).eval()
     with torch.no_grad():
         space = SearchSpace(trace_layers(model, torch.zeros(1, *shape)))
     assert len(space.layers) == layers
     assert sum(layer.weights for layer in space.layers) == weights
-    assert sum(layer.macs for layer in space.layers) == pytest.approx(macs_at_224, rel=0.01)
+    assert sum(layer.macs for layer in space.layers) == pytest.approx(macs, rel=0.01)
     assert not space.layers[0].searchable
     assert not space.layers[-1].searchable
     cost = CostModel(space).of(space.uniform(FORMS[4], 4))
@@ -79,19 +79,28 @@ def test_space_and_cost_are_the_networks(
     assert 5 < cost.compression < 8
 
 
-def test_mobilenets_files_and_state_dict_are_proven(tmp_path: Path) -> None:
-    """The deepest of them, with depthwise layers and ReLU6; `benchmarks/artifacts.py` proves ResNet-18's."""
-    images = natural_images(INPUT, 4, seed=1)
-    tensors = torch.from_numpy(images)
-    supernet = make_supernet("mobilenet_v2", tensors)
-    graph: FloatGraph = trace_float_graph("mobilenet_v2", INPUT.shape, len(CLASSES))
+def test_mobilenets_activations_are_capped_or_have_a_sign() -> None:
+    graph = trace_float_graph("mobilenet_v2", INPUT.shape, len(CLASSES))
     plan = plan_integers(graph)
     assert "Reshape" not in {node.op_type for node in graph.nodes}
     capped = [tensor for tensor in plan.tensors.values() if tensor.cap is not None]
     assert len(capped) == 35
     assert all(tensor.cap == 6 and tensor.relu and tensor.nonnegative for tensor in capped)
     assert not plan.tensors["features.2.conv.2.output"].nonnegative  # a linear bottleneck
-    exact = ExactExporter("mobilenet_v2", INPUT, CLASSES, graph=graph)
+
+
+@pytest.mark.parametrize("architecture", ["airbench94", "mobilenet_v2"])
+def test_files_and_state_dict_are_proven(architecture: str, tmp_path: Path) -> None:
+    """One without residuals, and the deepest, with depthwise layers and ReLU6.
+
+    `benchmarks/artifacts.py` proves ResNet-18's.
+    """
+    images = natural_images(INPUT, 4, seed=1)
+    tensors = torch.from_numpy(images)
+    supernet = make_supernet(architecture, tensors)
+    graph: FloatGraph = trace_float_graph(architecture, INPUT.shape, len(CLASSES))
+    plan = plan_integers(graph)
+    exact = ExactExporter(architecture, INPUT, CLASSES, graph=graph)
     for form, bits, signed in ((4, 8, True), (7, 3, False)):
         configuration = supernet.space.uniform(FORMS[form], bits, signed=signed)
         supernet.activate(configuration)

@@ -5,7 +5,13 @@ import pytest
 import torch
 from scipy.stats import kurtosis, skew
 
-from eqnet_core.training.losses import guided_loss, skewness_and_kurtosis, weight_distribution_loss
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.losses import (
+    check_temperature,
+    guided_loss,
+    skewness_and_kurtosis,
+    weight_distribution_loss,
+)
 
 
 def test_moments_agree_with_scipy() -> None:
@@ -36,3 +42,28 @@ def test_guidance_mixes_teacher_and_labels() -> None:
     assert guided_loss(student, labels, teacher, 0.0).item() == pytest.approx(hard.item(), rel=1e-5)
     assert guided_loss(student, labels, teacher, 1.0).item() == pytest.approx(soft.item(), rel=1e-5)
     assert guided_loss(student, labels, student, 1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_temperature_softens_both_and_keeps_the_gradient_s_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 10, generator=generator)
+    labels = torch.randint(0, 10, (6,), generator=generator)
+    soft, ours = (teacher / 4).softmax(1), (student / 4).log_softmax(1)
+    expected = 16 * (soft * (soft.log() - ours)).sum(1).mean()
+    loss = guided_loss(student, labels, teacher, 1.0, temperature=4.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def gradient(temperature: float) -> float:
+        logits = student.clone().requires_grad_()
+        guided_loss(logits, labels, teacher, 1.0, temperature=temperature).backward()  # type: ignore[no-untyped-call]
+        assert logits.grad is not None
+        return logits.grad.norm().item()
+
+    # At high temperatures it is the logits' difference over the number of classes, whatever T is.
+    assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.05)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_above_zero(temperature: float) -> None:
+    with pytest.raises(TrainingError, match="temperature"):
+        check_temperature(temperature)

@@ -13,8 +13,9 @@ from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subne
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.commands import main
 from eqnet_core.training.data import ImageData, load_data
-from eqnet_core.training.pretrain import WEIGHTS, PretrainSettings, pretrain
+from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
+from eqnet_core.training.starting import WEIGHTS
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
 from tests.support.brief_training import trained_run
 
