@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="folder of a run whose float network, of any architecture, guides the training",
         )
         command.add_argument(
-            "--temperature", type=float, default=settings.temperature, help="of the teacher's logits"
+            "--temperature", type=float, default=settings.temperature, help="of all guidance: softens logits"
         )
         if name == "supernet":
             command.add_argument(

@@ -51,7 +51,8 @@ class SupernetSettings:
         float_teacher: a float network guides the highest subnet, as that guides the others.
         teacher: which float network of another run, and the settings it was trained with; None for the one
             that the supernet is made from.
-        temperature: at which it guides, as in `guided_loss`; subnets guide each other at 1.
+        temperature: of all guidance, as in `guided_loss`: one for all, as it decides how much each subnet's
+            gradient weighs in the weights that they share.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
@@ -302,7 +303,6 @@ def backward_through(
     measured = []
     # Backward after each forward: only one subnet's activations are alive, and `activate` may then
     # change the tables that this backward needed.
-    temperature = settings.temperature
     for subnet in subnets:
         supernet.activate(subnet)
         logits = forward(images)
@@ -312,10 +312,10 @@ def backward_through(
             guidance,
             settings.guidance,
             label_smoothing=settings.label_smoothing,
-            temperature=temperature,
+            temperature=settings.temperature,
         )
         torch.autograd.backward(loss)
-        guidance, temperature = logits.detach(), 1.0
+        guidance = logits.detach()
         measured += [loss.detach(), (guidance.argmax(1) == labels).float().mean()]
     regularisation = weight_distribution_loss(
         [layer.weight for layer in supernet.layers],

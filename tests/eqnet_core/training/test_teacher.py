@@ -52,7 +52,7 @@ def test_a_float_network_is_guided(digits: ImageData, teacher: Path, alone: Path
         pretrain(digits, tmp_path, FLOAT, CPU, teacher_run=alone)
 
 
-def test_the_highest_subnet_is_guided_at_its_temperature(
+def test_a_supernet_is_guided_at_a_temperature(
     digits: ImageData, teacher: Path, alone: Path, tmp_path: Path
 ) -> None:
     weights = alone / "float" / "float.safetensors"
