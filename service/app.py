@@ -119,7 +119,13 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
             if supernets.factories:
                 await queue.start()
             stack.push_async_callback(queue.stop)
-            service = SubnetService(store=store, artifacts=artifacts, queue=queue, metrics=metrics)
+            service = SubnetService(
+                store=store,
+                artifacts=artifacts,
+                queue=queue,
+                metrics=metrics,
+                served=lambda digest: digest in app.state.service.supernets.digests.values(),
+            )
             stack.callback(service.stop)
             caretaker = Caretaker(store=store, artifacts=artifacts, queue=queue, lease=settings.lease)
             stack.push_async_callback(_cancel, asyncio.create_task(caretaker.run()))
@@ -139,7 +145,8 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
 
             async def replace_supernets(opened: SupernetCatalogue) -> None:
                 # Builders first: an order for a new bundle must not reach one that has not got it.
-                await queue.renew(worker_arguments(settings, opened))
+                if opened.needs_builders(app.state.service.supernets):
+                    await queue.renew(worker_arguments(settings, opened))
                 app.state.service = replace(app.state.service, supernets=opened)
 
             following = follow_bundles(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -40,6 +41,22 @@ _TOO_LARGE = _last_answer(
 _MALFORMED = _last_answer(
     ProblemError(400, "malformed-http", "this is not HTTP/1.1: use a client that speaks it, without TLS")
 )
+
+_UPGRADE = _last_answer(
+    ProblemError(
+        400,
+        "upgrade-with-body",
+        "this server speaks HTTP/1.1 alone: send a request with a body without Upgrade (Java's HttpClient: "
+        "version(HTTP_1_1); curl: --http1.1)",
+    )
+)
+
+
+def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
+        for name, value in headers
+    )
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -85,6 +102,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._unread = 0
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
             self._refusal = _TOO_LARGE  # they came at once, before anybody could count them
+            raise OverflowError
+        if self.parser.should_upgrade() and _has_body(self.headers):
+            # The parser would take the body for what follows in another protocol, and we it for a request.
+            self._refusal = _UPGRADE
             raise OverflowError
         super().on_headers_complete()
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -73,4 +74,5 @@ def run_server(
         http=BoundedConnection,
         ws="none",
     )
-    _Server(config, grace=grace, ending=ending, leave=leave).run()
+    with suppress(KeyboardInterrupt):  # uvicorn ends in order, and then says again what made it
+        _Server(config, grace=grace, ending=ending, leave=leave).run()

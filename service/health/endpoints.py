@@ -70,6 +70,10 @@ async def ready(state: State) -> Ready:
 def _ready(state: ServiceState) -> Ready:
     supernets, queue = state.supernets, state.queue
     lacking = [f"supernet {name}: {reason}" for name, reason in supernets.failures.items()]
+    lacking += [
+        f"supernet {name} is served as it was, but builders that start now lack it: {reason}"
+        for name, reason in supernets.stale.items()
+    ]
     # No worker at all is the same for every supernet, and is said once.
     lacking += sorted({reason for digest in supernets.digests.values() if (reason := queue.obstacle(digest))})
     workers = queue.workers

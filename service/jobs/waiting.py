@@ -12,31 +12,34 @@ from typing import Literal
 
 from redis.asyncio import Redis
 
+from service.subnets import scripts
 from service.subnets.store import WAITING, StoredRecord, decode, encode, enqueue_keys, reachable
 
 Enqueued = Literal["queued", "again", "waiting", "held", "full"]
 
-_ENQUEUE = """
+_ENQUEUE = (
+    scripts.ENTER
+    + """
 local current = redis.call('GET', KEYS[1])
-if current and cjson.decode(current).record.status == 'ready' then return {'ready', current} end
+local status = current and cjson.decode(current).record.status
+if status == 'ready' then return {'ready', current} end
 if redis.call('EXISTS', KEYS[2]) == 1 then return {'held'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local sent = redis.call('HGET', KEYS[5], ARGV[3])
-if sent then
+if sent and status ~= 'failed' then
     local age = now - tonumber(sent)
     if age >= 0 and age < tonumber(ARGV[5]) then return {'waiting'} end
     redis.call('HSET', KEYS[5], ARGV[3], now)
     return {'again'}
 end
-if redis.call('HLEN', KEYS[5]) >= tonumber(ARGV[4]) then return {'full'} end
-if current then redis.call('ZREM', KEYS[4], cjson.decode(current).member) end
-redis.call('SET', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[4], 0, ARGV[2])
+if not sent and redis.call('HLEN', KEYS[5]) >= tonumber(ARGV[4]) then return {'full'} end
+enter(ARGV[1], ARGV[2])
 redis.call('SADD', KEYS[3], ARGV[3])
 redis.call('HSET', KEYS[5], ARGV[3], now)
 return {'queued'}
 """
+)
 
 _UNSENT = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], 0) end

@@ -45,6 +45,7 @@ class Worker:
         self._paths = bundles
         self._factories: dict[str, Factory] = {}
         self._failures: dict[str, str] = {}
+        self._unopened: list[str] = []
         self._artifacts = ArtifactStore(artifacts_url)
         self._evaluation = evaluation
 
@@ -59,6 +60,7 @@ class Worker:
                 opened.append(Factory.open(path))
             except EqnetError as error:
                 logger.error("nothing is built from %s: %s", path, error)
+                self._unopened.append(str(error))
         # Apart: what traces a graph is a quarter of a builder's memory, and never needed again. All of them
         # before any supernet is loaded: that computes with several threads, after which no fork works. A
         # graph that cannot be made there is made here, which then says why. Most bundles hold theirs.
@@ -79,7 +81,8 @@ class Worker:
         try:
             return self._factories[order.bundle_digest]
         except KeyError:
-            reason = self._failures.get(order.bundle_digest, "it was replaced, ask again")
+            unknown = "; ".join(self._unopened) or "it was replaced, ask again"
+            reason = self._failures.get(order.bundle_digest, unknown)
             raise NotLoadedError(f"supernet {order.supernet} is not loaded: {reason}") from None
 
     def run(self, job: dict[str, Any], answers: TextIO) -> None:

@@ -6,12 +6,20 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from service.errors import ProblemError
 from service.jobs.queue import BuildQueue
 from service.subnets.artifacts import ArtifactStore
-from service.subnets.order import SubnetOrder
-from service.subnets.store import Pulse, StoredRecord, StoreUnavailableError, SubnetStore
+from service.subnets.record import repeatable
+from service.subnets.store import (
+    Claim,
+    LeaseLostError,
+    Pulse,
+    StoredRecord,
+    StoreUnavailableError,
+    SubnetStore,
+)
 
 logger = logging.getLogger("eqnet.subnets")
 
@@ -90,6 +98,24 @@ class Caretaker:
             if document is not None:
                 await self._store.put(StoredRecord.from_json(document))
                 return
+        order = repeatable(found)
+        if order is None:
+            await self._give_up(found)
+            return
         with suppress(ProblemError):  # a full queue: the next round tries again
-            if await self._queue.submit(SubnetOrder.from_json(found.order)) is True:
+            if await self._queue.submit(order) is True:
                 logger.info("build of %s was abandoned and is taken up here", subnet)
+
+    async def _give_up(self, found: StoredRecord) -> None:
+        """End a build that was promised by another version of the service: this one would build another."""
+        claim = await self._store.claim(found)
+        if not isinstance(claim, Claim):
+            return
+        problem = {
+            "code": "other-version",
+            "detail": "the service was replaced by another version: ask again",
+        }
+        record = {**found.record, "status": "failed", "problem": problem}
+        with suppress(LeaseLostError):
+            await self._store.finish(claim, replace(found, record=record))
+            logger.warning("build of %s was promised by another version and is given up", found.id)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from eqnet_core.errors import EqnetError
 from service.errors import ProblemError
 from service.subnets.order import SearchOrder, SubnetOrder
 from service.subnets.store import StoredRecord, index_member
@@ -33,6 +34,7 @@ _FAILURE_STATUS = {
     "build-timeout": 503,
     "storage": 503,
     "not-loaded": 503,
+    "other-version": 503,
     "build-failed": 500,
     "export-differs-from-simulation": 500,
     "invalid-artifact": 500,
@@ -71,6 +73,17 @@ def new_record(order: SubnetOrder) -> StoredRecord:
         "timings": {},
     }
     return StoredRecord(record=record, order=order.to_json(), member=index_member(subnet, now))
+
+
+def repeatable(stored: StoredRecord) -> SubnetOrder | None:
+    """Its order, where building that again gives the same subnet: another version may not understand it, or
+    come to other bytes, which then have another id.
+    """
+    try:
+        order = SubnetOrder.from_json(stored.order)
+        return order if order.id == stored.id else None
+    except (EqnetError, KeyError, TypeError, ValueError):
+        return None
 
 
 def shown_record(stored: StoredRecord) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from service.jobs.queue import BuildQueue
 from service.subnets.artifacts import ArtifactStore, StoredFile
 from service.subnets.checked_file import CheckedFile, DamagedArtifactError
 from service.subnets.order import SubnetOrder
-from service.subnets.record import RETRY_AFTER, new_record, shown_record
+from service.subnets.record import RETRY_AFTER, new_record, repeatable, shown_record
 from service.subnets.store import FINAL, StoredRecord, StoreUnavailableError, SubnetStore
 from service.subnets.watch import Watches
 
@@ -45,12 +45,15 @@ class SubnetService:
         artifacts: ArtifactStore,
         queue: BuildQueue,
         metrics: Metrics,
+        served: Callable[[str], bool],
     ) -> None:
+        """`served` says whether a bundle of this digest is."""
         self._store = store
+        self._served = served
         self._artifacts = artifacts
         self._queue = queue
         self._metrics = metrics
-        self._watches = Watches(self._look)
+        self._watches = Watches(self._look, self._dropped)
         self._leaving = asyncio.Event()
 
     async def end_streams(self) -> None:
@@ -147,7 +150,8 @@ class SubnetService:
         """The file, checked and open; a damaged one is built again, from the same order.
 
         Raises:
-            ProblemError: 404 for no such subnet or artifact, 409 until it is ready, 503 while mended.
+            ProblemError: 404 for no such subnet or artifact, 409 until it is ready, 503 while it is mended,
+                where it cannot be, and while the artifact store is away.
         """
         found = await self._find(subnet)
         if found is None:
@@ -171,11 +175,14 @@ class SubnetService:
         try:
             return await asyncio.to_thread(self._artifacts.open, subnet, file)
         except DamagedArtifactError as error:
-            logger.error("%s; it is built again", error)
-            await self._mend(found)
+            obstacle = await self._mend(found)
+            logger.error("%s; it %s", error, obstacle or "is built again")
             raise unavailable(
-                f"the stored {name} was damaged and is being built again; ask again", code="damaged-artifact"
+                f"the stored {name} was damaged and {obstacle or 'is being built again; ask again'}",
+                code="damaged-artifact",
             ) from error
+        except OSError as error:
+            raise unavailable(f"the artifact store does not answer: {error}", code="storage") from error
 
     async def _look(self, subnet: str) -> dict[str, Any] | None:
         found, progress = await self._find(subnet), None
@@ -194,6 +201,12 @@ class SubnetService:
             shown["progress"] = progress
             shown["status"] = "queued" if progress["stage"] == "queued" else "building"
         return shown
+
+    async def _dropped(self, subnet: str) -> bool:
+        try:
+            return await self._store.dropped(subnet)
+        except StoreUnavailableError as error:
+            raise unavailable(str(error)) from error
 
     async def _find(self, subnet: str) -> StoredRecord | None:
         """From Redis, or failing that from the artifact store, which has every finished subnet."""
@@ -219,21 +232,29 @@ class SubnetService:
                     return await self._store.find(subnet)
         return stored
 
-    async def _mend(self, found: StoredRecord) -> None:
-        """Have a damaged subnet built again. The promise comes first: whatever happens then, the caretaker
-        keeps it.
+    async def _mend(self, found: StoredRecord) -> str | None:
+        """Have a damaged subnet built again; why not, where that is impossible: then nothing is touched, as
+        its other files may be whole.
+
+        The promise comes first: whatever happens then, the caretaker keeps it.
         """
-        order = SubnetOrder.from_json(found.order)
+        order = repeatable(found)
+        if order is None:
+            return "cannot be built again, as another version of the service made it: repeat its POST"
+        if not self._served(order.bundle_digest):
+            return (
+                f"cannot be built again, as this version of {order.supernet} is not served: repeat its POST"
+            )
         try:
             reopened = await self._store.reopen(new_record(order))
         except StoreUnavailableError:
-            return
-        if not reopened:
-            return
-        with suppress(OSError):
-            await asyncio.to_thread(self._artifacts.drop, found.id)
-        with suppress(ProblemError):
-            await self._queue.submit(order)
+            return None
+        if reopened:
+            with suppress(OSError):
+                await asyncio.to_thread(self._artifacts.drop, found.id)
+            with suppress(ProblemError):
+                await self._queue.submit(order)
+        return None
 
 
 def _cancelled(subnet: str) -> ProblemError:

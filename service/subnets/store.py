@@ -313,6 +313,7 @@ class SubnetStore:
             cancelled,
             _claimant(subnet),
             _attempts(subnet),
+            WAITING,
         ]
 
 

@@ -13,15 +13,18 @@ Record = Mapping[str, Any]
 Look = Callable[[str], Awaitable[Record | None]]
 """The record as shown; None where there is none. ProblemError: not known at present."""
 
+Dropped = Callable[[str], Awaitable[bool]]
+"""Whether a subnet without a record is known to have been deleted."""
+
 _INTERVAL = 0.1
 """Seconds between looks."""
 
 _LOOKS_PER_SECOND = 100
 """Of this process, at most: a thousand subnets that are waited for must not keep the store busy."""
 
-_MISSING = 1.5
-"""Seconds without a record after which it counts as deleted: a Redis that came back empty knows of a build
-again with its builder's next heartbeat."""
+_MISSING = 8.0
+"""Seconds without a record after which it counts as deleted all the same: a Redis that came back empty knows
+of a build again with its builder's next heartbeat, or when whoever sent it looks after it."""
 
 
 class _Watch:
@@ -36,8 +39,9 @@ class _Watch:
 class Watches:
     """`look` is what is looked at; a watch lives as long as somebody follows it."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: Look, dropped: Dropped) -> None:
         self._look = look
+        self._dropped = dropped
         self._watches: dict[str, _Watch] = {}
         self._ended = False
 
@@ -96,11 +100,12 @@ class Watches:
         while True:
             try:
                 record = await self._look(subnet)
+                dropped = record is None and await self._dropped(subnet)
             except ProblemError:  # an outage: those who wait have their own limit
                 present = loop.time()
             else:
                 present = present if record is None else loop.time()
-                deleted = loop.time() - present > _MISSING
+                deleted = dropped or loop.time() - present > _MISSING
                 if (record is not None and record != watch.record) or deleted:
                     async with watch.changed:
                         watch.record = record

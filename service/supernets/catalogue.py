@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eqnet_core.bundle import shipped_bundles
@@ -19,13 +19,15 @@ logger = logging.getLogger("eqnet.supernets")
 @dataclass(frozen=True, kw_only=True)
 class SupernetCatalogue:
     """`factories` by supernet name; `failures` says why a configured bundle could not be opened; those
-    in `late` came while the service ran, which stays ready.
+    in `late` came while the service ran, which stays ready. `stale` says of those that are served as they
+    were why they cannot be opened any more: a builder that starts now lacks them.
     """
 
     factories: Mapping[str, Factory]
     paths: Mapping[str, Path]
     failures: Mapping[str, str]
     late: frozenset[str] = frozenset()
+    stale: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, bundles: Sequence[str], *, previous: SupernetCatalogue | None = None) -> SupernetCatalogue:
@@ -35,6 +37,7 @@ class SupernetCatalogue:
         factories: dict[str, Factory] = {}
         paths: dict[str, Path] = {}
         failures: dict[str, str] = {}
+        stale: dict[str, str] = {}
         kept = {} if previous is None else {path: name for name, path in previous.paths.items()}
         for entry, path in _paths(bundles):
             try:
@@ -45,6 +48,7 @@ class SupernetCatalogue:
                     logger.error("bundle %s stays as it was: %s", entry, error)
                     factories[kept[path]] = previous.factories[kept[path]]
                     paths[kept[path]] = path
+                    stale[kept[path]] = str(error)
                     continue
                 logger.error("bundle %s is not served: %s", entry, error)
                 failures[Path(entry).name] = str(error)
@@ -57,7 +61,12 @@ class SupernetCatalogue:
         late = set(failures) if previous is not None else set()
         if previous is not None:
             late -= previous.failures.keys() - previous.late
-        return cls(factories=factories, paths=paths, failures=failures, late=frozenset(late))
+        return cls(factories=factories, paths=paths, failures=failures, late=frozenset(late), stale=stale)
+
+    def needs_builders(self, previous: SupernetCatalogue) -> bool:
+        """Whether builders that were started for `previous` lack something of this."""
+        repaired = previous.stale.keys() - self.stale.keys()
+        return bool(repaired) or (self.digests, self.paths) != (previous.digests, previous.paths)
 
     @property
     def digests(self) -> dict[str, str]:

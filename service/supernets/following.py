@@ -18,7 +18,8 @@ async def follow_bundles(
     current: SupernetCatalogue,
     changed: Callable[[SupernetCatalogue], Awaitable[None]],
 ) -> None:
-    """Look at the folders every `interval` seconds; tell `changed` when other bundles are to be served.
+    """Look at the folders every `interval` seconds; tell `changed` when other bundles are to be served, or one
+    has been damaged or repaired.
 
     Requests under way go on with the supernets that they began with.
     """
@@ -28,7 +29,7 @@ async def follow_bundles(
             now = await asyncio.to_thread(fingerprint, bundles)
             if seen is not None and now != seen:
                 opened = await asyncio.to_thread(SupernetCatalogue.open, bundles, previous=current)
-                if opened.digests != current.digests or opened.failures != current.failures:
+                if _shown(opened) != _shown(current):
                     await changed(opened)
                     current = opened
                     logger.info("supernets served now: %s", opened.digests or "none")
@@ -36,3 +37,7 @@ async def follow_bundles(
         except Exception:  # a folder that cannot be read today may be tomorrow
             logger.exception("the bundle folders cannot be followed")
         await asyncio.sleep(interval)
+
+
+def _shown(catalogue: SupernetCatalogue) -> tuple[object, ...]:
+    return catalogue.digests, catalogue.paths, catalogue.failures, catalogue.stale

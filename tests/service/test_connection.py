@@ -144,3 +144,40 @@ def test_who_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch,
             assert await asyncio.wait_for(reader.read(), 30) == b""
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("body", [b"Content-Length: 40", b"Transfer-Encoding: chunked"])
+def test_a_body_after_an_upgrade_is_not_taken_for_a_request(body: bytes) -> None:
+    """The parser ends a message that offers an upgrade after its headers, whatever they say of a body."""
+    seen: list[str] = []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(f"{scope['method']} {scope['path']}")
+        await _app(scope, receive, send)
+
+    async def main() -> bytes:
+        async with connected(noting) as (reader, writer):
+            writer.write(START + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + body + b"\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"DELETE /b HTTP/1.1\r\nHost: x\r\n\r\n")
+                await writer.drain()
+            return await asyncio.wait_for(reader.read(), 30)
+
+    answer = asyncio.run(main())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"urn:eqnet:problem:upgrade-with-body" in answer
+    assert seen == []
+
+
+def test_an_upgrade_that_is_offered_without_a_body_is_ignored() -> None:
+    async def main() -> None:
+        async with connected() as (reader, writer):
+            for path in (b"/a", b"/b"):
+                writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n")
+                writer.write(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n")
+                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+                assert answer.startswith(b"HTTP/1.1 204 ")
+
+    asyncio.run(main())

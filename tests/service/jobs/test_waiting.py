@@ -93,3 +93,40 @@ def test_a_clock_that_was_set_back_loses_no_message(tmp_path: Path) -> None:
         assert await waiting.enqueue(stored(1), resend=60) == "again"
 
     run(tmp_path, use)
+
+
+def test_what_its_builder_took_back_does_not_wait(tmp_path: Path) -> None:
+    """Redis came back empty, or a lease ran out, and somebody sent for the build before the heartbeat."""
+
+    async def use(waiting: WaitingBuilds, store: SubnetStore, redis: Redis) -> None:
+        again = replace(stored(1), member=index_member(stored(1).id, 10**15 + 9))
+        claim = await store.claim(stored(1))
+        assert isinstance(claim, Claim)
+        await redis.flushall()
+        assert await waiting.enqueue(again, resend=60) == "queued"
+        await store.renew(claim, stored(1), {"stage": "build", "fraction": 0.5})
+        assert await waiting.count() == 0
+        await redis.delete(f"eqnet:lease:{stored(1).id}")
+        assert await waiting.enqueue(again, resend=60) == "queued"
+        await store.finish(claim, replace(stored(1), record={"id": stored(1).id, "status": "failed"}))
+        assert await waiting.count() == 0
+        assert await waiting.enqueue(again, resend=60) == "queued"  # asking again tries again
+        page, _ = await store.page(10, None)
+        assert page == [again]
+        assert await store.drop(again.id)
+        assert await redis.zcard("eqnet:index") == 0
+
+    run(tmp_path, use)
+
+
+def test_a_failed_build_that_counts_as_waiting_is_promised_anew(tmp_path: Path) -> None:
+    async def use(waiting: WaitingBuilds, store: SubnetStore, redis: Redis) -> None:
+        claim = await store.claim(stored(1))
+        assert isinstance(claim, Claim)
+        await store.finish(claim, replace(stored(1), record={"id": stored(1).id, "status": "failed"}))
+        now = int((await redis.time())[0]) * 1000
+        await redis.hset("eqnet:waiting", stored(1).id, str(now))  # of an older version
+        assert await waiting.enqueue(stored(1), resend=60) == "queued"
+        assert await store.find(stored(1).id) == stored(1)
+
+    run(tmp_path, use)

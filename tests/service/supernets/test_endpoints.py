@@ -70,10 +70,16 @@ def test_bundles_are_replaced_added_and_damaged_without_downtime(
         # Half of a replacement is not served; what was there is.
         known = loaded()
         weights = folder / "second" / "supernet.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1])
-        time.sleep(1)
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1])
+        until(lambda: client.get("/health/ready").json()["status"] == "degraded")
+        assert "second" in client.get("/health/ready").json()["detail"]
         assert loaded() == known
         assert client.post("/subnets", json=request | {"supernet": "second"}).status_code == 200
+        weights.write_bytes(whole)
+        until(lambda: client.get("/health/ready").json()["status"] == "ready")
+        weights.write_bytes(whole[:-1])
+        until(lambda: client.get("/health/ready").json()["status"] == "degraded")
 
         # A new one that is damaged is told of, and costs nobody the others.
         shutil.copytree(folder / "second", folder / "third")
