@@ -169,7 +169,7 @@ def _float_inputs(supernet: Supernet, images: Tensor) -> dict[str, Tensor]:
 def calibrate_batch_norm(
     supernet: Supernet, batches: Iterable[Tensor], *, forward: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Re-estimate BatchNorm's statistics with the active subnet (EQ-Net, method.md section 3).
+    """Re-estimate BatchNorm's statistics with the active subnet (EQ-Net, docs/method.md section 3).
 
     Args:
         supernet: its running statistics are replaced; left in evaluation mode.

@@ -54,7 +54,7 @@ class Cost:
 class CostModel:
     """Costs of every subnet of one search space.
 
-    - averages (method.md section 5): sum of elements x bits over sum of elements, searchable layers only;
+    - averages (docs/method.md section 4): sum of elements x bits over sum of elements, searchable layers;
     - model bytes: all weights at their true bits packed end to end (first and last layer at 8 bits), rounded
       up to a byte, plus float32 for every parameter that stays in floating point, 4 bytes per step size (one
       or one per output channel for weights, one for activations) and 1 byte per zero-point of an asymmetric

@@ -1,6 +1,6 @@
 """From a device, a budget and pinned layers to the subnet with the highest predicted accuracy.
 
-Genetic search (method.md section 5) in `evolution.py`; where the request leaves no more subnets than the
+Genetic search (docs/method.md section 4) in `evolution.py`; where the request leaves no more subnets than the
 search may look at, it looks at every one of them instead and the answer is the optimum.
 """
 

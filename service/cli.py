@@ -143,7 +143,9 @@ def _worker(options: argparse.Namespace) -> int:
         print("eqnet: EQNET_BROKER_URL: set it to the broker that the services use", file=sys.stderr)
         return 2
     if importlib.util.find_spec("celery") is None:
-        print("eqnet: Celery is not installed: pip install eqnet-serve[serve,workers]", file=sys.stderr)
+        print(
+            "eqnet: Celery is not installed: `scripts/install serve,workers` in the checkout", file=sys.stderr
+        )
         return 1
     from eqnet_core.errors import EqnetError
     from service.jobs.celery_worker import run_worker

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
@@ -165,7 +167,7 @@ class Settings(BaseSettings):
                 known = "file://folder or s3://bucket/folder"
                 raise ValueError(f"fsspec has no {protocol}://: use a URL such as {known}") from error
             except ImportError as error:
-                raise ValueError(f"{error} (for s3: pip install 'eqnet-serve[s3]')") from error
+                raise ValueError(f"{error} (for s3: `scripts/install serve,s3` in the checkout)") from error
         return value
 
     @field_validator("broker_url")
@@ -203,7 +205,15 @@ class Settings(BaseSettings):
 
 def describe_settings() -> str:
     """One paragraph per variable, for the command line's help."""
-    paragraphs = []
-    for name, field in Settings.model_fields.items():
-        paragraphs.append(f"  EQNET_{name.upper()}\n      {field.description}")
-    return "\n".join(paragraphs)
+    return "\n".join(
+        f"  EQNET_{name.upper()}\n      {_described(field)}" for name, field in Settings.model_fields.items()
+    )
+
+
+def _described(field: FieldInfo) -> str:
+    """With its default, unless it says that itself or there is nothing to say."""
+    text, default = str(field.description), field.default
+    if "(default" in text or field.is_required() or default in (None, "", PydanticUndefined):
+        return text
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{text.removesuffix('.')} (default: {shown})."

@@ -81,6 +81,8 @@ def _wanted() -> bool:
     except ImportError:
         installed = False
     if not installed:
-        raise TracingError(f"{name} asks for traces: `pip install 'eqnet-serve[tracing]'`, or unset it")
+        raise TracingError(
+            f"{name} asks for traces: `scripts/install serve,tracing` in the checkout, or unset it"
+        )
     os.environ.setdefault("OTEL_SERVICE_NAME", "eqnet-serve")
     return True

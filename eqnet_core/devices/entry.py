@@ -4,7 +4,7 @@ An entry is `entries/<name>.toml`; the file's name is the device's name. Every k
 
     title              what a person calls it
     exchange           format that its toolchain takes, e.g. "ONNX + encodings"
-    flavour            flavour of ONNX that fits it: "exact" or "integer" (export.md)
+    flavour            flavour of ONNX that fits it: "exact" or "integer" (docs/artifacts.md)
     confidence         "documented": every fact is in the source; else "partly documented"
     source             list: where the facts come from
     date               year and month in which they were looked up, "2026-11"

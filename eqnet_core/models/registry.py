@@ -26,12 +26,10 @@ def _torchvision(name: str) -> Architecture:
 
     def build(classes: int) -> nn.Module:
         try:
-            # Only here: whoever serves a ResNet-20 need not have torchvision.
+            # Only here: whoever loads a subnet of a ResNet-20 need not have torchvision.
             from torchvision.models import get_model
         except ImportError as error:
-            raise InvalidConfigurationError(
-                f"{name} is torchvision's: install torchvision, or eqnet-serve[training]"
-            ) from error
+            raise InvalidConfigurationError(f"{name} is torchvision's: install torchvision") from error
         model: nn.Module = get_model(name, weights=None, num_classes=classes)
         return model
 

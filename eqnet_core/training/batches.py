@@ -40,6 +40,9 @@ class ImageSizes:
 
     stages: tuple[tuple[int, int], ...] = ()
 
+    def __str__(self) -> str:
+        return ",".join(f"{side}x{epochs}" for side, epochs in self.stages) or "full size"
+
     def at(self, epoch: int, full: int) -> int:
         """Image side in pixels of the given epoch (from 0)."""
         for side, epochs in self.stages:

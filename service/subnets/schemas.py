@@ -1,4 +1,4 @@
-"""What `POST /subnets` takes and what a record looks like, as api.md has it."""
+"""What `POST /subnets` takes and what a record looks like."""
 
 from __future__ import annotations
 
@@ -186,7 +186,10 @@ class SubnetRecord(BaseModel):
     predicted_accuracy: float | None = Field(default=None, ge=0, le=1)
     prediction_interval: list[float] | None = Field(default=None, description="90 %")
     measured_accuracy: float | None = Field(
-        default=None, ge=0, le=1, description="With `verify`: top-1 of `model.safetensors` and `model.onnx`"
+        default=None,
+        ge=0,
+        le=1,
+        description="With `verify`: top-1 of `model.safetensors`, which `model.onnx` is proven against",
     )
     measured_integer_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="With `verify`: top-1 of `model.integer.onnx`, if asked for"

@@ -18,8 +18,8 @@ async def follow_bundles(
     current: SupernetCatalogue,
     changed: Callable[[SupernetCatalogue], Awaitable[None]],
 ) -> None:
-    """Look at the folders every `interval` seconds; tell `changed` when other bundles are to be served, or one
-    has been damaged or repaired.
+    """Look at the folders every `interval` seconds; tell `changed` when other bundles are to be served, or
+    one has been damaged or repaired.
 
     Requests under way go on with the supernets that they began with.
     """
