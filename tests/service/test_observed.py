@@ -109,7 +109,7 @@ def test_stages_of_a_build_follow_each_other(spans: InMemorySpanExporter) -> Non
 def test_traces_that_cannot_be_sent_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
-    with pytest.raises(TracingError, match="eqnet-serve\\[tracing\\]"):
+    with pytest.raises(TracingError, match="scripts/install serve,tracing"):
         create_app(Settings(data_dir=tmp_path))
 
 
