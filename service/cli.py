@@ -89,6 +89,7 @@ def _serve(options: argparse.Namespace) -> int:
     from eqnet_core.errors import EqnetError
     from service.app import create_app
     from service.data_folder import DataFolder, DataFolderError
+    from service.embedded import EmbeddedStore, EmbeddedStoreError
     from service.jobs.evaluation import EvaluationSet
     from service.logs import configure_logging
     from service.security.exposure import ExposedError, check_exposure
@@ -103,8 +104,8 @@ def _serve(options: argparse.Namespace) -> int:
         check_exposure(options.host, keys=settings.keys.required, anonymous=settings.allow_anonymous)
         # Tried before the server starts: its own message would be a stack trace out of the lifespan.
         if settings.redis_url is None:
-            with DataFolder(settings.data_dir):
-                pass
+            with DataFolder(settings.data_dir) as folder:
+                EmbeddedStore(folder.path / "store").prepare()
         if settings.evaluation_data is not None:
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
         app = create_app(settings)
@@ -113,7 +114,9 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyEntryError as error:
         print(f"eqnet: EQNET_API_KEYS: {error}", file=sys.stderr)
         return 2
-    except (DataFolderError, EqnetError, ExposedError, KeyFileError, TracingError) as error:
+    except (
+        DataFolderError, EmbeddedStoreError, EqnetError, ExposedError, KeyFileError, TracingError
+    ) as error:  # fmt: skip
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
     configure_logging(form=settings.log_format, level=options.log_level)

@@ -51,14 +51,25 @@ class EmbeddedStore:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
+    def prepare(self) -> None:
+        """Make the folders that it needs.
+
+        Raises:
+            EmbeddedStoreError: one of them cannot be made, or is not this user's alone.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _own_folder(self._socket.parent, self._folder)
+        except OSError as error:
+            raise EmbeddedStoreError(f"the folders of the embedded store cannot be made: {error}") from error
+
     async def start(self) -> None:
         """Start, and from then on start again whenever the server ends.
 
         Raises:
             EmbeddedStoreError: it does not come up.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _own_folder(self._socket.parent, self._folder)
+        self.prepare()
         await self._end_orphan()
         try:
             await self._launch()

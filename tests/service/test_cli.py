@@ -22,6 +22,8 @@ def test_help_of_serve_documents_every_setting(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert all(f"EQNET_{name.upper()}" in text for name in Settings.model_fields)
     assert "127.0.0.1" in text
+    assert "beyond that, 429 (default: 100)." in text
+    assert "(default: text)" in text
 
 
 def test_a_subnet_is_saved(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +66,17 @@ def test_a_wrong_setting_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("EQNET_BUILDERS", "many")
     assert main(["serve"]) == 2
     assert "EQNET_BUILDERS" in capsys.readouterr().err
+
+
+def test_a_store_without_its_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store").write_bytes(b"a file where a folder should be")
+    monkeypatch.setenv("EQNET_DATA_DIR", str(tmp_path))
+    assert main(["serve", "--port", "0"]) == 1
+    told = capsys.readouterr().err
+    assert "folders of the embedded store cannot be made" in told
+    assert told.count("\n") == 1
 
 
 def test_it_is_a_module_too() -> None:
