@@ -32,6 +32,7 @@ from service.state import ServiceState
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.caretaker import Caretaker
 from service.subnets.endpoints import router as subnets
+from service.subnets.order import SubnetOrder
 from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore, connect
 from service.subnets.warm import WarmAnswers
@@ -124,7 +125,7 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
                 artifacts=artifacts,
                 queue=queue,
                 metrics=metrics,
-                served=lambda digest: digest in app.state.service.supernets.digests.values(),
+                buildable=lambda order: _buildable(order, app.state.service),
             )
             stack.callback(service.stop)
             caretaker = Caretaker(store=store, artifacts=artifacts, queue=queue, lease=settings.lease)
@@ -159,6 +160,12 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
             yield
 
     return lifespan
+
+
+def _buildable(order: SubnetOrder, state: ServiceState) -> bool:
+    supernets = state.supernets
+    whole = [digest for name, digest in supernets.digests.items() if name not in supernets.stale]
+    return order.bundle_digest in whole and order.evaluation in (None, state.evaluation)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -119,7 +119,10 @@ def _stage(stage: str, settings: dict[str, Any]) -> list[str]:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    shown = {key: value for key, value in settings.items() if key not in _NOT_SHOWN}
+    # Of float networks, only a teacher is listened to; a supernet's subnets guide each other.
+    unguided = settings.get("stage") == "PretrainSettings" and not settings.get(_TEACHER)
+    hidden = {*_NOT_SHOWN, *((_TEACHER, "guidance", "temperature") if unguided else ())}
+    shown = {key: value for key, value in settings.items() if key not in hidden}
     return ", ".join(
         f"{key} ({_settings(value)})" if key == _TEACHER and value else f"{key} {value}"
         for key, value in shown.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,9 +41,9 @@ def check_temperature(temperature: float) -> None:
     """Refuse one that logits cannot be divided by.
 
     Raises:
-        TrainingError: it is not above 0.
+        TrainingError: it is not above 0, or not finite.
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise TrainingError(f"temperature {temperature} divides logits: above 0, such as 4")
 
 

@@ -130,7 +130,8 @@ def train_supernet(
     if teacher_run is not None:
         teacher, described = load_teacher(teacher_run, data, settings.architecture)
         teacher = teacher.to(device)
-        settings = replace(settings, float_teacher=True, teacher=described)
+        own = described["float"] == float_digest(float_weights)
+        settings = replace(settings, float_teacher=True, teacher=None if own else described)
     elif settings.float_teacher:
         teacher = float_network(data, float_weights, settings.architecture).to(device)
     origins = {"data": data.digest, "float": float_digest(float_weights)}

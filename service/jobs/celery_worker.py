@@ -29,6 +29,7 @@ from service.settings import Settings
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.leased_build import LeasedBuilds
 from service.subnets.order import is_subnet_id
+from service.subnets.record import repeatable
 from service.subnets.store import Claim, StoreUnavailableError, SubnetStore, connect
 from service.supernets.catalogue import SupernetCatalogue
 from service.tracing import trace_worker
@@ -148,6 +149,8 @@ class BuildSite:
     async def _build(self, subnet: str, last: bool) -> None:
         found = await self._store.find(subnet)
         if found is None or found.final:  # cancelled, or a message that was delivered twice
+            return
+        if repeatable(found) is None:  # sent by another version: it would be another subnet under this id
             return
         if found.order["supernet"]["digest"] not in self._digests and not last:
             raise UnknownBundleError(found.order["supernet"]["name"])

@@ -29,6 +29,10 @@ _ROUND = 2.0
 _STALLED = 1.5
 """Leases without a heartbeat after which a builder counts as dead although its lease has not run out."""
 
+_FOREIGN = 300.0
+"""Seconds after which a build that another version promised, and nobody builds, is given up: while a cluster
+is updated, those who promised it may still be there."""
+
 
 class Caretaker:
     """One per web process; all of them look, the leases see to it that only one acts."""
@@ -100,7 +104,8 @@ class Caretaker:
                 return
         order = repeatable(found)
         if order is None:
-            await self._give_up(found)
+            if time.time() - int(found.member[:20]) / 1e6 > _FOREIGN:
+                await self._give_up(found)
             return
         with suppress(ProblemError):  # a full queue: the next round tries again
             if await self._queue.submit(order) is True:

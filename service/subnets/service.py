@@ -45,11 +45,11 @@ class SubnetService:
         artifacts: ArtifactStore,
         queue: BuildQueue,
         metrics: Metrics,
-        served: Callable[[str], bool],
+        buildable: Callable[[SubnetOrder], bool],
     ) -> None:
-        """`served` says whether a bundle of this digest is."""
+        """`buildable` says whether a builder that starts now has what this order needs."""
         self._store = store
-        self._served = served
+        self._buildable = buildable
         self._artifacts = artifacts
         self._queue = queue
         self._metrics = metrics
@@ -241,9 +241,10 @@ class SubnetService:
         order = repeatable(found)
         if order is None:
             return "cannot be built again, as another version of the service made it: repeat its POST"
-        if not self._served(order.bundle_digest):
+        if not self._buildable(order):
             return (
-                f"cannot be built again, as this version of {order.supernet} is not served: repeat its POST"
+                f"cannot be built again, as {order.supernet} or the evaluation images are no longer what "
+                "it was made with: repeat its POST"
             )
         try:
             reopened = await self._store.reopen(new_record(order))

@@ -63,7 +63,7 @@ def test_a_temperature_softens_both_and_keeps_the_gradient_s_size() -> None:
     assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.05)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_is_above_zero(temperature: float) -> None:
     with pytest.raises(TrainingError, match="temperature"):
         check_temperature(temperature)
