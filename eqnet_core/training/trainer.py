@@ -126,15 +126,15 @@ def train_supernet(
         digest = tensors_digest(predictor.to_tensors())
         settings = replace(settings, start={**(settings.start or {}), "predictor": digest})
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
+    origins = {"data": data.digest, "float": float_digest(float_weights)}
     teacher = None
     if teacher_run is not None:
         teacher, described = load_teacher(teacher_run, data, settings.architecture)
         teacher = teacher.to(device)
-        own = described["float"] == float_digest(float_weights)
+        own = described["float"] == origins["float"]
         settings = replace(settings, float_teacher=True, teacher=None if own else described)
     elif settings.float_teacher:
         teacher = float_network(data, float_weights, settings.architecture).to(device)
-    origins = {"data": data.digest, "float": float_digest(float_weights)}
     run = Run(folder, settings, growing=("epochs",), origins=origins)
     extend(run, settings)
     batches = Batches(
