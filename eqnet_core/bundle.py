@@ -43,7 +43,8 @@ SCHEMA = 1
 SUPERNET, PREDICTOR, STATISTICS = "supernet.safetensors", "predictor.safetensors", "statistics.safetensors"
 RANGES, GRAPH, CALIBRATION = "ranges.safetensors", "graph.onnx", "calibration.safetensors"
 
-_DOCUMENT = "bundle.json"
+DOCUMENT = "bundle.json"
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _FILE = re.compile(r"[a-z0-9_]+\.[a-z0-9]+")
 
@@ -90,7 +91,7 @@ class Bundle:
             bundle._check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{folder.name}/{_DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
+                f"{folder.name}/{DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
             ) from error
         for name in document["files"]:
             bundle.read(name)
@@ -111,7 +112,7 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: cannot read {name}: {error.strerror}") from error
         if _sha256(content) != entry["sha256"]:
             raise BundleError(
-                f"bundle {self.name}: {name} is damaged (its SHA-256 is not the one in {_DOCUMENT}): "
+                f"bundle {self.name}: {name} is damaged (its SHA-256 is not the one in {DOCUMENT}): "
                 "copy or download the bundle again"
             )
         return content
@@ -209,7 +210,7 @@ class Bundle:
 
 def shipped_bundles() -> dict[str, Path]:
     """The bundles that come with the package, by name."""
-    found = sorted((Path(__file__).parent / "bundles").glob(f"*/{_DOCUMENT}"))
+    found = sorted((Path(__file__).parent / "bundles").glob(f"*/{DOCUMENT}"))
     return {path.parent.name: path.parent for path in found}
 
 
@@ -315,7 +316,7 @@ def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any]
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     staging.mkdir()
     try:
-        for file, content in {**files, _DOCUMENT: text.encode()}.items():
+        for file, content in {**files, DOCUMENT: text.encode()}.items():
             _write(staging / file, content)
         bundle = Bundle.open(staging)
         bundle.predictor()
@@ -330,21 +331,21 @@ def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any]
 
 def _read_document(folder: Path) -> dict[str, Any]:
     try:
-        text = (folder / _DOCUMENT).read_text(encoding="utf-8")
+        text = (folder / DOCUMENT).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise BundleError(
-            f"no bundle in {folder}: a bundle is a folder with a {_DOCUMENT}, or one of the shipped ones "
+            f"no bundle in {folder}: a bundle is a folder with a {DOCUMENT}, or one of the shipped ones "
             f"({', '.join(shipped_bundles()) or 'there are none'})"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {folder.name}/{_DOCUMENT}: {error}") from error
+        raise BundleError(f"cannot read {folder.name}/{DOCUMENT}: {error}") from error
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder.name}/{_DOCUMENT} is not JSON ({error}): it is damaged") from error
+        raise BundleError(f"{folder.name}/{DOCUMENT} is not JSON ({error}): it is damaged") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int):
-        raise BundleError(f"{folder.name}/{_DOCUMENT} has no schema: it is not a bundle's")
+        raise BundleError(f"{folder.name}/{DOCUMENT} has no schema: it is not a bundle's")
     if schema != SCHEMA:
         advice = "upgrade eqnet-serve" if schema > SCHEMA else "write the bundle again"
         raise BundleError(

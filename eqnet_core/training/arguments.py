@@ -13,6 +13,7 @@ from eqnet_core.training.ablations import VARIANTS
 from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.calibrating import CalibrationSettings
 from eqnet_core.training.collecting import Shard
+from eqnet_core.training.forward import Precision
 from eqnet_core.training.pretrain import PretrainSettings
 from eqnet_core.training.ranges import RangeSettings
 from eqnet_core.training.sampling import SamplingSettings
@@ -73,6 +74,16 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
         command.add_argument(
+            "--precision",
+            type=Precision,
+            default=settings.precision,
+            choices=list(Precision),
+            help="of convolutions and linear layers; bfloat16 is faster where the processor has it",
+        )
+        command.add_argument(
+            "--start", type=Path, help="folder of a run, or a bundle, whose trained weights to begin with"
+        )
+        command.add_argument(
             "--teacher",
             type=Path,
             help="folder of a run whose float network, of any architecture, guides the training",
@@ -100,9 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
                 choices=list(RandomBits),
                 help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
                 "or half of them searched with the accuracy predictor of --start",
-            )
-            command.add_argument(
-                "--start", type=Path, help="folder of a run whose trained supernet to begin with"
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")

@@ -97,10 +97,18 @@ def _run(options: argparse.Namespace) -> None:
             "temperature": options.temperature,
             "seed": options.seed,
             "compile": not options.no_compile,
+            "precision": options.precision,
         }
         if options.stage == "pretrain":
             pretraining = PretrainSettings(**shared)
-            written = pretrain(data, run / "float", pretraining, device, teacher_run=options.teacher)
+            written = pretrain(
+                data,
+                run / "float",
+                pretraining,
+                device,
+                start_run=options.start,
+                teacher_run=options.teacher,
+            )
         else:
             settings = SupernetSettings(
                 **shared,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
 from eqnet_core.training.batches import Batches, ImageSizes
 from eqnet_core.training.data import ImageData
+from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
 from eqnet_core.training.losses import check_temperature, guided_loss
 from eqnet_core.training.run import Run
-from eqnet_core.training.starting import WEIGHTS
+from eqnet_core.training.starting import WEIGHTS, load_start_weights
 from eqnet_core.training.teacher import load_teacher
 
 
@@ -31,6 +33,8 @@ class PretrainSettings:
         teacher: the float network that guides, and the settings it was trained with; None for labels alone.
         guidance: share of the teacher's logits in the loss, [0, 1]; the rest are labels.
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
+        start: which network's weights it began with, and that one's settings; None for random ones.
+        precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
     architecture: str = "resnet20"
@@ -44,8 +48,10 @@ class PretrainSettings:
     teacher: Mapping[str, Any] | None = None
     guidance: float = 0.5
     temperature: float = 4.0
+    start: Mapping[str, Any] | None = None
     seed: int = 0
     compile: bool = True
+    precision: Precision = Precision.FLOAT32
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -58,10 +64,12 @@ def pretrain(
     settings: PretrainSettings,
     device: torch.device,
     *,
+    start_run: Path | None = None,
     teacher_run: Path | None = None,
 ) -> Path:
     """Train until done and write `float.safetensors`; goes on where a killed run stopped.
 
+    With `start_run`, another run's folder or a bundle, it begins with those weights instead of random ones.
     With `teacher_run`, another run's folder, the float network trained there guides this one.
 
     Returns:
@@ -69,17 +77,20 @@ def pretrain(
 
     Raises:
         TrainingError: the folder holds a run with other settings; or `teacher_run` has no float network for
-            these images.
+            these images; or `start_run` no network of this architecture.
     """
     teacher = None
     if teacher_run is not None:
         teacher, described = load_teacher(teacher_run, data, settings.architecture)
         teacher = teacher.to(device)
         settings = replace(settings, teacher=described)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.architecture, len(data.classes))
+    if start_run is not None:
+        settings = replace(settings, start=load_start_weights(start_run, model))
+    model = model.to(device)
     run = Run(folder, settings, origins={"data": data.digest})
     result = folder / WEIGHTS
-    torch.manual_seed(settings.seed)
-    model = build_model(settings.architecture, len(data.classes)).to(device)
     # Weight decay on BatchNorm and biases only shrinks what has no scale to lose (Goyal et al. 2017).
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -98,8 +109,9 @@ def pretrain(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    forward = torch.compile(model, dynamic=False) if settings.compile else model
-    teach = torch.compile(teacher, dynamic=False) if settings.compile and teacher is not None else teacher
+    compute = partial(training_forward, compiled=settings.compile, precision=settings.precision)
+    forward = compute(model)
+    teach = None if teacher is None else compute(teacher)
     loss_sum, seen, began = 0.0, 0, time.perf_counter()
     progress = tqdm(range(start, total), initial=start, total=total, desc="float", unit="step")
     for step in progress:

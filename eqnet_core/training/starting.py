@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from eqnet_core.bundle import DOCUMENT, Bundle
 from eqnet_core.calibration import initialise_quantizers
 from eqnet_core.errors import TrainingError
 from eqnet_core.models import ARCHITECTURES, build_model
@@ -20,7 +21,7 @@ from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import check_origins, load_tensors
-from eqnet_core.training.trained import supernet_digest
+from eqnet_core.training.trained import load_trained, supernet_digest
 
 WEIGHTS = "float.safetensors"
 """What the pretrain stage calls the weights of a float network."""
@@ -61,33 +62,89 @@ def start_supernet(
     return supernet
 
 
-def describe_start(run: Path, supernet: Supernet) -> dict[str, Any]:
-    """Digest of the supernet trained in `run`, and the settings it was trained with.
+def load_start(folder: Path) -> tuple[Supernet, dict[str, Any]]:
+    """The supernet trained in a run's folder, or that of a bundle.
+
+    Returns:
+        It, in evaluation mode, and its digest with the settings it was trained with.
 
     Raises:
-        TrainingError: the folder does not say how it was trained.
+        TrainingError: neither is there, or the run does not say how it was trained.
+        BundleError: a damaged bundle.
     """
-    path = run / "supernet" / "settings.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} does not say how the supernet there was trained: {error}") from error
-    return {"supernet": supernet_digest(supernet), **settings}
+    if is_bundle(folder):
+        bundle = Bundle.open(folder)
+        supernet = Supernet.from_bundle(bundle)
+        settings = bundle.document["card"].get("stages", {}).get("supernet", {})
+    else:
+        supernet, settings = load_trained(folder / "supernet"), read_settings(folder / "supernet")
+    return supernet, {"supernet": supernet_digest(supernet), **settings}
 
 
-def load_searcher(run: Path | None, supernet: Supernet | None) -> AccuracyPredictor:
-    """The accuracy predictor of `run`, fitted to samples of its `supernet`.
+def load_searcher(folder: Path | None, supernet: Supernet | None) -> AccuracyPredictor:
+    """The accuracy predictor of a run's folder or a bundle, fitted to samples of its `supernet`.
 
     Raises:
-        TrainingError: no run, no predictor in it, or one of another supernet.
+        TrainingError: no folder, no predictor in it, or one of another supernet.
+        BundleError: a damaged bundle.
     """
-    if run is None or supernet is None:
+    if folder is None or supernet is None:
         raise TrainingError(
             "random bits can only be searched with an accuracy predictor: --start a run with one"
         )
-    check_origins(run / "prediction", {"supernet": supernet_digest(supernet)})
-    tensors = load_tensors(run / "prediction" / "predictor.npz", stage="fit")
+    if is_bundle(folder):
+        return Bundle.open(folder).predictor()
+    check_origins(folder / "prediction", {"supernet": supernet_digest(supernet)})
+    tensors = load_tensors(folder / "prediction" / "predictor.npz", stage="fit")
     return AccuracyPredictor.from_tensors(tensors)
+
+
+def load_start_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Give a float network the weights of the one in a run's folder, or of a bundle's supernet.
+
+    A bundle's supernet has no BatchNorm statistics: the training finds them.
+
+    Returns:
+        The digest of what it was, and the settings it was trained with.
+
+    Raises:
+        TrainingError: neither is there, or it is of another network.
+        BundleError: a damaged bundle.
+    """
+    try:
+        if is_bundle(folder):
+            supernet, described = load_start(folder)
+            theirs = supernet.tensors()
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(torch.from_numpy(theirs[name]))
+        else:
+            path = folder / "float" / WEIGHTS
+            described = {"float": float_digest(path), **read_settings(folder / "float")}
+            model.load_state_dict(load_file(path))
+    except (KeyError, RuntimeError) as error:
+        raise TrainingError(
+            f"{folder} holds another network: choose another one to begin with ({error})"
+        ) from error
+    return described
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle's, rather than a run's."""
+    return (folder / DOCUMENT).exists()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a stage's folder was trained with.
+
+    Raises:
+        TrainingError: it does not say.
+    """
+    path = folder / "settings.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} does not say how what is there was trained: {error}") from error
+    return settings
 
 
 def input_spec(data: ImageData, architecture: str) -> InputSpec:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,19 +21,20 @@ from eqnet_core.space import FORMS, SubnetConfiguration
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches, ImageSizes, seeded
 from eqnet_core.training.data import ImageData
+from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_accuracies
 from eqnet_core.training.losses import check_temperature, guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, tensors_digest
 from eqnet_core.training.starting import (
-    describe_start,
     float_digest,
     float_network,
     load_searcher,
+    load_start,
     start_supernet,
 )
 from eqnet_core.training.subnets import RandomBits, sandwich
 from eqnet_core.training.teacher import load_teacher
-from eqnet_core.training.trained import load_trained, save_trained
+from eqnet_core.training.trained import save_trained
 
 WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 """Form index and uniform bits whose held-out accuracy is logged every epoch: per channel, and the hardest."""
@@ -56,6 +58,7 @@ class SupernetSettings:
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
+        precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
     architecture: str = "resnet20"
@@ -79,6 +82,7 @@ class SupernetSettings:
     sizes: ImageSizes = field(default_factory=ImageSizes)
     seed: int = 0
     compile: bool = True
+    precision: Precision = Precision.FLOAT32
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -102,10 +106,10 @@ def train_supernet(
     """Train until done and write `supernet.safetensors`; goes on where a killed run stopped.
 
     With more epochs than the folder's run had, it goes on from the end of that run's plateau, and ends as if
-    it had been given them at first. With `start_run`, another run's folder, it begins with the supernet
-    trained there instead of quantisers fitted to the float network, and searches with its accuracy predictor.
-    With `teacher_run`, another run's folder or this one's, the float network trained there is the teacher of
-    the highest subnet.
+    it had been given them at first. With `start_run`, another run's folder or a bundle, it begins with the
+    supernet trained there instead of quantisers fitted to the float network, and searches with its accuracy
+    predictor. With `teacher_run`, another run's folder or this one's, the float network trained there is the
+    teacher of the highest subnet.
 
     Returns:
         The path of the tensors (`Supernet.tensors`). The log has a line per epoch: losses and training
@@ -118,8 +122,8 @@ def train_supernet(
     """
     started = predictor = None
     if start_run is not None:
-        started = load_trained(start_run / "supernet")
-        settings = replace(settings, start=describe_start(start_run, started))
+        started, described = load_start(start_run)
+        settings = replace(settings, start=described)
     if settings.random_bits is RandomBits.SEARCHED:
         predictor = load_searcher(start_run, started)
         # Fitted anew between a kill and its going on, it would search for other subnets.
@@ -211,8 +215,9 @@ class SupernetSteps:
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
-        self._forward = _compiled(supernet.model) if settings.compile else supernet.model
-        self._teacher = _compiled(teacher) if settings.compile and teacher is not None else teacher
+        compute = partial(training_forward, compiled=settings.compile, precision=settings.precision)
+        self._forward = compute(supernet.model)
+        self._teacher = None if teacher is None else compute(teacher)
 
     @property
     def result(self) -> Supernet:
@@ -256,10 +261,6 @@ class SupernetSteps:
         if settings.averaging:
             self._averaged.update_parameters(self._supernet)
         return measured
-
-
-def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    return cast(Callable[[Tensor], Tensor], torch.compile(model, dynamic=False))
 
 
 def supernet_optimizer(supernet: Supernet, settings: SupernetSettings) -> torch.optim.Adam:

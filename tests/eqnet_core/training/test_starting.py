@@ -1,0 +1,125 @@
+"""What a training can begin with: the weights of another run, or of a bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from eqnet_core.bundle import Bundle, shipped_bundles, write_bundle
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.batches import ImageSizes
+from eqnet_core.training.data import ImageData
+from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.starting import float_digest
+from eqnet_core.training.subnets import RandomBits
+from eqnet_core.training.trained import load_trained, supernet_digest
+from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from tests.support.brief_training import trained_run
+
+CPU = torch.device("cpu")
+SMALL = ImageSizes(stages=((16, 1),))
+FLOAT = PretrainSettings(epochs=1, batch_size=48, compile=False, sizes=SMALL)
+SUPERNET = SupernetSettings(epochs=1, batch_size=96, compile=False, warmup_steps=1, sizes=SMALL)
+STILL = replace(SUPERNET, learning_rate=0.0, step_size_learning_rate=0.0, zero_point_learning_rate=0.0)
+SHIPPED = shipped_bundles()["resnet20-cifar10"]
+
+
+@pytest.fixture(scope="module")
+def trained(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the first two stages."""
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that run's supernet, with the predictors of another one of the same architecture."""
+    folder = tmp_path_factory.mktemp("bundles") / "digits"
+    supernet, other = load_trained(trained / "supernet"), Bundle.open(SHIPPED)
+    settings = json.loads((trained / "supernet" / "settings.json").read_text())
+    write_bundle(
+        folder,
+        name="digits",
+        architecture=supernet.architecture,
+        classes=supernet.classes,
+        input=supernet.input,
+        space=supernet.space,
+        float_accuracy=0.5,
+        accuracy={},
+        predictor_quality={},
+        statistics_quality={},
+        card={"data": "digits", "stages": {"supernet": settings}},
+        supernet=supernet.tensors(),
+        predictor=other.predictor(),
+        statistics=other.statistics(),
+    )
+    return folder
+
+
+def assert_same_weights(weights: Path, expected: dict[str, np.ndarray]) -> None:
+    found = load_file(weights)
+    shared = [name for name in found if name.endswith((".weight", ".bias")) and name in expected]
+    assert len(shared) == 59
+    for name in shared:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_supernet_begins_with_that_of_a_bundle(
+    digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    result = train_supernet(digits, weights, tmp_path, STILL, CPU, start_run=bundle)
+    supernet = load_trained(trained / "supernet")
+    assert_same_weights(result, supernet.tensors())
+    start = json.loads((tmp_path / "settings.json").read_text())["start"]
+    assert start["supernet"] == supernet_digest(supernet)
+    assert start["epochs"] == SUPERNET.epochs
+
+
+def test_its_random_subnets_can_be_searched_with_the_predictor_of_the_bundle(
+    digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    searched = replace(SUPERNET, random_bits=RandomBits.SEARCHED)
+    train_supernet(digits, weights, tmp_path, searched, CPU, start_run=bundle)
+    assert json.loads((tmp_path / "settings.json").read_text())["start"]["predictor"].startswith("sha256:")
+
+
+def test_a_float_network_begins_with_another(
+    digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
+) -> None:
+    still = replace(FLOAT, learning_rate=0.0)
+    theirs = trained / "float" / "float.safetensors"
+    assert_same_weights(pretrain(digits, tmp_path / "a", still, CPU, start_run=trained), load_file(theirs))
+    start = json.loads((tmp_path / "a" / "settings.json").read_text())["start"]
+    assert (start["float"], start["epochs"]) == (float_digest(theirs), FLOAT.epochs)
+
+    supernet = load_trained(trained / "supernet")
+    result = pretrain(digits, tmp_path / "b", still, CPU, start_run=bundle)
+    assert_same_weights(result, supernet.tensors())
+    start = json.loads((tmp_path / "b" / "settings.json").read_text())["start"]
+    assert start["supernet"] == supernet_digest(supernet)
+
+    with pytest.raises(TrainingError, match=r"other settings \(start\)"):
+        pretrain(digits, tmp_path / "b", still, CPU)
+
+
+def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: Path, tmp_path: Path) -> None:
+    weights = trained / "float" / "float.safetensors"
+    other = replace(FLOAT, architecture="airbench94")
+    for start in (trained, bundle):
+        with pytest.raises(TrainingError, match="holds another network"):
+            pretrain(digits, tmp_path / "new", other, CPU, start_run=start)
+    with pytest.raises(TrainingError, match="other layers or classes"):
+        train_supernet(digits, weights, tmp_path / "new", SUPERNET, CPU, start_run=SHIPPED)
+    for nothing in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(TrainingError, match="run the pretrain stage first"):
+            pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=nothing)
+        with pytest.raises(TrainingError, match="no trained supernet"):
+            train_supernet(digits, weights, tmp_path / "new", SUPERNET, CPU, start_run=nothing)
+    assert not (tmp_path / "new").exists()
