@@ -7,6 +7,7 @@ A supernet step is three subnets with both losses and the optimiser: 3 is the le
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from eqnet_core.models import ARCHITECTURES, build_model
 from eqnet_core.space import SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
+from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.starting import INITIALISATION_IMAGES
 from eqnet_core.training.subnets import sandwich
 from eqnet_core.training.trainer import SupernetSettings, backward_through, supernet_optimizer
@@ -58,26 +60,17 @@ def main() -> None:
         _wait(device)
         initialisations.append(time.perf_counter() - started)
 
-    settings = SupernetSettings(architecture=options.architecture)
-    optimizer = supernet_optimizer(supernet, settings)
-    forward = torch.compile(supernet.model, dynamic=False)
-    generator = np.random.default_rng(0)
-
-    def supernet_step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        backward_through(
-            supernet, forward, batch, labels, sandwich(supernet.space, generator), None, settings
-        )
-        optimizer.step()
-
     supernet.train()
     steps = {
         "float, eager": _float_step(options.architecture, batch, labels, compiled=False),
         "float, compiled": _float_step(options.architecture, batch, labels, compiled=True),
-        "float, compiled, bfloat16, channels last": _float_step(
-            options.architecture, batch, labels, compiled=True, low_precision=True
+        "float, compiled, bfloat16": _float_step(
+            options.architecture, batch, labels, compiled=True, precision=Precision.BFLOAT16
         ),
-        "supernet, compiled": supernet_step,
+        "supernet, compiled": _supernet_step(supernet, batch, labels, Precision.FLOAT32),
+        "supernet, compiled, bfloat16": _supernet_step(
+            copy.deepcopy(supernet), batch, labels, Precision.BFLOAT16
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():  # compilation
@@ -98,25 +91,39 @@ def main() -> None:
     print(f"quantisers from {INITIALISATION_IMAGES} images {statistics.median(initialisations):24.2f} s")
 
 
+def _supernet_step(
+    supernet: Supernet, images: torch.Tensor, labels: torch.Tensor, precision: Precision
+) -> Callable[[], None]:
+    settings = SupernetSettings(architecture=supernet.architecture)
+    optimizer = supernet_optimizer(supernet, settings)
+    forward = training_forward(supernet.model, precision=precision)
+    generator = np.random.default_rng(0)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        backward_through(
+            supernet, forward, images, labels, sandwich(supernet.space, generator), None, settings
+        )
+        optimizer.step()
+
+    return step
+
+
 def _float_step(
     architecture: str,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
     compiled: bool,
-    low_precision: bool = False,
+    precision: Precision = Precision.FLOAT32,
 ) -> Callable[[], None]:
     model = build_model(architecture, CLASSES).to(images.device).train()
-    if low_precision:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = images.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    forward = torch.compile(model, dynamic=False) if compiled else model
+    forward = training_forward(model, compiled=compiled, precision=precision)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low_precision):
-            loss = functional.cross_entropy(forward(images), labels)
+        loss = functional.cross_entropy(forward(images), labels)
         torch.autograd.backward(loss)
         optimizer.step()
 

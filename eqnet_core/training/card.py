@@ -109,13 +109,16 @@ def _integer(measured: dict[str, Any] | None) -> list[str]:
 
 
 def _stage(stage: str, settings: dict[str, Any]) -> list[str]:
-    """Its rows: one for each run of it, where it began with the result of another run."""
+    """Its rows: one for each run of it, where it began with the result of another run of the same stage."""
     runs = [settings]
-    while (before := runs[0].get(_START)) is not None:
+    while (before := runs[0].get(_START)) is not None and before.get("stage") == settings.get("stage"):
         runs.insert(0, before)
-    if len(runs) == 1:
-        return [f"| {stage} | {_settings(settings)} |"]
-    return [f"| {stage}, run {number} | {_settings(run)} |" for number, run in enumerate(runs, 1)]
+    rows = [_settings(run) for run in runs]
+    if before is not None:  # a float network that began with a supernet's weights
+        rows[0] = f"start supernet {before['supernet'][:15]}…, {rows[0]}"
+    if len(rows) == 1:
+        return [f"| {stage} | {rows[0]} |"]
+    return [f"| {stage}, run {number} | {row} |" for number, row in enumerate(rows, 1)]
 
 
 def _settings(settings: dict[str, Any]) -> str:

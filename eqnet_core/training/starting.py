@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -121,9 +122,9 @@ def load_start_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
             path = folder / "float" / WEIGHTS
             described = {"float": float_digest(path), **read_settings(folder / "float")}
             model.load_state_dict(load_file(path))
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
-            f"{folder} holds another network: choose another one to begin with ({error})"
+            f"{folder} holds another network, or damaged files: choose another to begin with ({error})"
         ) from error
     return described
 
@@ -173,7 +174,7 @@ def float_network(data: ImageData, float_weights: Path, architecture: str) -> nn
     model = build_model(architecture, len(data.classes))
     try:
         model.load_state_dict(load_file(float_weights))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
             f"{float_weights} does not hold the weights of {architecture}: {error}"
         ) from error

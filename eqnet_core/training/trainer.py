@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -215,6 +216,8 @@ class SupernetSteps:
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
+        # The small products of a search wait for each other on two kinds of threads: torch's still spin.
+        self._blas = ThreadpoolController()
         compute = partial(training_forward, compiled=settings.compile, precision=settings.precision)
         self._forward = compute(supernet.model)
         self._teacher = None if teacher is None else compute(teacher)
@@ -249,7 +252,8 @@ class SupernetSteps:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         generator = seeded(settings.seed, "subnets", step)
-        subnets = sandwich(self._supernet.space, generator, settings.random_bits, self._predictor)
+        with self._blas.limit(limits=1, user_api="blas"):
+            subnets = sandwich(self._supernet.space, generator, settings.random_bits, self._predictor)
         self._supernet.train()
         with torch.no_grad():
             guidance = None if self._teacher is None else self._teacher(images)

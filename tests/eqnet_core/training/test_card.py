@@ -32,11 +32,13 @@ def test_a_bundle_with_images_says_so() -> None:
 
 def test_every_run_that_a_stage_began_with_has_a_row() -> None:
     bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
-    runs = {"stage": "S", "seed": 2, "start": {"seed": 1, "start": {"seed": 0, "start": None}}}
-    stages = {"float": {"seed": 7}, "supernet": runs}
+    first = {"stage": "S", "seed": 0, "start": None}
+    runs = {"stage": "S", "seed": 2, "start": {"stage": "S", "seed": 1, "start": first}}
+    began = {**runs, "supernet": "sha256:0123456789abcdef"}
+    stages = {"float": {"stage": "F", "seed": 7, "start": began}, "supernet": runs}
     document = {**bundle.document, "card": {**bundle.document["card"], "stages": stages}}
     page = card_page(replace(bundle, document=document))
     assert page.endswith(
-        "| float | seed 7 |\n"
+        "| float | start supernet sha256:01234567…, seed 7 |\n"
         "| supernet, run 1 | seed 0 |\n| supernet, run 2 | seed 1 |\n| supernet, run 3 | seed 2 |\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,4 +123,11 @@ def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: 
             pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=nothing)
         with pytest.raises(TrainingError, match="no trained supernet"):
             train_supernet(digits, weights, tmp_path / "new", SUPERNET, CPU, start_run=nothing)
+    damaged = tmp_path / "damaged" / "float"
+    shutil.copytree(trained / "float", damaged)
+    (damaged / "float.safetensors").write_bytes(b"half of it")
+    with pytest.raises(TrainingError, match="holds another network"):
+        pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=damaged.parent)
+    with pytest.raises(TrainingError, match="does not hold the weights of resnet20"):
+        train_supernet(digits, damaged / "float.safetensors", tmp_path / "new", SUPERNET, CPU)
     assert not (tmp_path / "new").exists()
