@@ -112,6 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
                 "or half of them searched with the accuracy predictor of --start",
             )
+            command.add_argument(
+                "--start-share",
+                type=float,
+                default=settings.start_share,
+                help="of what it began with in the result: tensors are interpolated after training",
+            )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")
     command = stage("ablations", "what each part of supernet training is worth: table and plot")

@@ -115,6 +115,7 @@ def _run(options: argparse.Namespace) -> None:
                 averaging=options.averaging,
                 cooldown=options.cooldown,
                 random_bits=options.random_bits,
+                start_share=options.start_share,
             )
             written = train_supernet(
                 data,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class SupernetSettings:
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
+        start_share: share of what it began with in the result, [0, 1): all tensors are interpolated once
+            training has ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The log has the rest alone.
         precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
@@ -78,6 +81,7 @@ class SupernetSettings:
     averaging: float = 0.0
     random_bits: RandomBits = RandomBits.INDEPENDENT
     start: Mapping[str, Any] | None = None
+    start_share: float = 0.0
     skewness_weight: float = 1.0
     kurtosis_weight: float = 0.015
     sizes: ImageSizes = field(default_factory=ImageSizes)
@@ -91,6 +95,8 @@ class SupernetSettings:
             raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
         if not 0 <= self.averaging < 1:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
+        if not 0 <= self.start_share < 1:
+            raise TrainingError(f"start share {self.start_share} is a share of the result: 0 to below 1")
         check_temperature(self.temperature)
 
 
@@ -125,6 +131,8 @@ def train_supernet(
     if start_run is not None:
         started, described = load_start(start_run)
         settings = replace(settings, start=described)
+    elif settings.start_share:
+        raise TrainingError("a start share is of what the training began with: --start a run or a bundle")
     if settings.random_bits is RandomBits.SEARCHED:
         predictor = load_searcher(start_run, started)
         # Fitted anew between a kill and its going on, it would search for other subnets.
@@ -183,7 +191,13 @@ def train_supernet(
             run.checkpoint({**steps.state(), "step": step + 1})
         if step + 1 == steps.plateau_end:
             run.keep_plateau()
-    return save_trained(folder, steps.result)
+    result = steps.result
+    if started is not None and settings.start_share:
+        before, after, share = started.tensors(), result.tensors(), settings.start_share
+        result.load_tensors(
+            {name: np.float32(share) * before[name] + np.float32(1 - share) * after[name] for name in after}
+        )
+    return save_trained(folder, result)
 
 
 class SupernetSteps:

@@ -91,6 +91,25 @@ def test_its_random_subnets_can_be_searched_with_the_predictor_of_the_bundle(
     assert json.loads((tmp_path / "settings.json").read_text())["start"]["predictor"].startswith("sha256:")
 
 
+def test_a_result_can_keep_a_share_of_what_it_began_with(
+    digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    before = load_trained(trained / "supernet").tensors()
+    alone = load_file(train_supernet(digits, weights, tmp_path / "a", SUPERNET, CPU, start_run=bundle))
+    shared = replace(SUPERNET, start_share=0.25)
+    found = load_file(train_supernet(digits, weights, tmp_path / "b", shared, CPU, start_run=bundle))
+    moved = 0.0
+    for name, value in found.items():
+        np.testing.assert_allclose(value, 0.25 * before[name] + 0.75 * alone[name], rtol=1e-4, atol=1e-6)
+        moved = max(moved, np.abs(value - alone[name]).max())
+    assert moved > 1e-4
+    with pytest.raises(TrainingError, match="--start"):
+        train_supernet(digits, weights, tmp_path / "c", shared, CPU)
+    with pytest.raises(TrainingError, match="start share"):
+        replace(SUPERNET, start_share=1.0)
+
+
 def test_a_float_network_begins_with_another(
     digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
 ) -> None:
