@@ -124,8 +124,8 @@ class Settings(BaseSettings):
         default=10.0,
         ge=1,
         le=3600,
-        description="Seconds that requests and their builds may still take when the service is told to end; "
-        "what is not done by then is answered 202 and handed back.",
+        description="Seconds that requests and builds may still take when the service or a worker is told "
+        "to end; what is not done by then is answered 202 and handed back.",
     )
     rate_limit: float = Field(
         default=0.0,

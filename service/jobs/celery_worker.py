@@ -36,9 +36,6 @@ from service.tracing import trace_worker
 
 logger = logging.getLogger("eqnet.worker")
 
-_DRAIN = 10.0
-"""Seconds that builds may go on after the signal to end; then they are handed back."""
-
 _RETRIES = 15
 _RETRY_SECONDS = 2.0
 
@@ -203,7 +200,7 @@ def run_worker(settings: Settings, *, log_level: str) -> int:
 
     def drain(**_: object) -> None:
         site.sign_off()
-        timer = threading.Timer(_DRAIN, site.hand_back)
+        timer = threading.Timer(settings.shutdown_grace, site.hand_back)
         timer.daemon = True
         timer.start()
 

@@ -89,7 +89,7 @@ def test_builds_on_workers_outlive_every_one_of_them(
         until("the builder's end", lambda: gone(builder), 60)
         until("its silence", lambda: degraded(client), 60)
         assert "detail" in client.get(location).json()["progress"]
-        second = work(**shared)
+        second = work(**shared, shutdown_grace=1)  # the longest search may take less than ten seconds
         until("the build", lambda: client.get(location).json()["status"] == "ready", 120)
 
         # Redis, and with it the broker, away in mid-build and back without its data.
