@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--start-share",
                 type=float,
-                default=settings.start_share,
+                default=0.0,
                 help="of what it began with in the result: tensors are interpolated after training",
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
