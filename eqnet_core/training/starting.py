@@ -42,7 +42,7 @@ def start_supernet(
     With `started`, its weights and quantisers instead, in a supernet of its own.
 
     Raises:
-        TrainingError: the float weights, or `started`, are of another network.
+        TrainingError: the float weights, or `started`, are of another network, or `started` of other images.
     """
     model = float_network(data, float_weights, architecture)
     model = model.to(device)
@@ -58,6 +58,12 @@ def start_supernet(
         initialise_quantizers(supernet, images)
     elif (started.space, started.classes) != (supernet.space, supernet.classes):
         raise TrainingError("the supernet to begin with has other layers or classes: choose another run")
+    elif started.input != supernet.input:
+        # Another split has another mean: what is held out here may be what that one was trained on.
+        raise TrainingError(
+            "the supernet to begin with was trained on other images, or another split of them: repeat its "
+            "--data and --held-out"
+        )
     else:
         supernet.load_tensors(started.tensors())
     return supernet

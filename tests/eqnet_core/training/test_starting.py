@@ -137,6 +137,9 @@ def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: 
             pretrain(digits, tmp_path / "new", other, CPU, start_run=start)
     with pytest.raises(TrainingError, match="other layers or classes"):
         train_supernet(digits, weights, tmp_path / "new", SUPERNET, CPU, start_run=SHIPPED)
+    split_differently = replace(digits, mean=(0.5, 0.5, 0.5))
+    with pytest.raises(TrainingError, match="another split"):
+        train_supernet(split_differently, weights, tmp_path / "new", SUPERNET, CPU, start_run=bundle)
     for nothing in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(TrainingError, match="run the pretrain stage first"):
             pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=nothing)
