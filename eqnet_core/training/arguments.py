@@ -86,7 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--teacher",
             type=Path,
-            help="folder of a run whose float network, of any architecture, guides the training",
+            nargs="+",
+            default=(),
+            metavar="RUN",
+            help="runs whose float networks, of any architecture, guide the training by their mean logits",
         )
         command.add_argument(
             "--temperature", type=float, default=settings.temperature, help="of all guidance: softens logits"

@@ -127,6 +127,12 @@ def _settings(settings: dict[str, Any]) -> str:
     hidden = {*_NOT_SHOWN, *((_TEACHER, "guidance", "temperature") if unguided else ())}
     shown = {key: value for key, value in settings.items() if key not in hidden}
     return ", ".join(
-        f"{key} ({_settings(value)})" if key == _TEACHER and value else f"{key} {value}"
+        f"{key} ({_teacher(value)})" if key == _TEACHER and value else f"{key} {value}"
         for key, value in shown.items()
     )
+
+
+def _teacher(settings: dict[str, Any]) -> str:
+    if (members := settings.get("members")) is None:
+        return _settings(settings)
+    return "mean of " + " and ".join(f"({_settings(member)})" for member in members)

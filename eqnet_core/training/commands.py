@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace) -> None:
                 pretraining,
                 device,
                 start_run=options.start,
-                teacher_run=options.teacher,
+                teacher_runs=options.teacher,
             )
         else:
             settings = SupernetSettings(
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> None:
                 settings,
                 device,
                 start_run=options.start,
-                teacher_run=options.teacher,
+                teacher_runs=options.teacher,
             )
     elif options.stage == "ablations":
         written = _ablations(run, data, float_weights, options, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ class PretrainSettings:
     """SGD with Nesterov momentum; the rate rises linearly for `warmup` of the steps, then falls to 0.
 
     Attributes:
-        teacher: the float network that guides, and the settings it was trained with; None for labels alone.
+        teacher: what guides: the settings that a float network was trained with, or a list of those as
+            "members"; None for labels alone.
         guidance: share of the teacher's logits in the loss, [0, 1]; the rest are labels.
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
         start: which network's weights it began with, and that one's settings; None for random ones.
@@ -65,23 +66,24 @@ def pretrain(
     device: torch.device,
     *,
     start_run: Path | None = None,
-    teacher_run: Path | None = None,
+    teacher_runs: Sequence[Path] = (),
 ) -> Path:
     """Train until done and write `float.safetensors`; goes on where a killed run stopped.
 
     With `start_run`, another run's folder or a bundle, it begins with those weights instead of random ones.
-    With `teacher_run`, another run's folder, the float network trained there guides this one.
+    With `teacher_runs`, folders of other runs, the float networks trained there guide this one: the mean of
+    their logits.
 
     Returns:
         The path of the weights. The log has a line per epoch: loss, held-out accuracy, images/s.
 
     Raises:
-        TrainingError: the folder holds a run with other settings; or `teacher_run` has no float network for
-            these images; or `start_run` no network of this architecture.
+        TrainingError: the folder holds a run with other settings; or one of `teacher_runs` has no float
+            network for these images; or `start_run` no network of this architecture.
     """
     teacher = None
-    if teacher_run is not None:
-        teacher, described = load_teacher(teacher_run, data, settings.architecture)
+    if teacher_runs:
+        teacher, described = load_teacher(teacher_runs, data, settings.architecture)
         teacher = teacher.to(device)
         settings = replace(settings, teacher=described)
     torch.manual_seed(settings.seed)

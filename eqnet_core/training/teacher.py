@@ -1,12 +1,14 @@
-"""A float network of another run whose logits guide a training (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Float networks of other runs whose logits guide a training (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.models import ARCHITECTURES
@@ -15,17 +17,40 @@ from eqnet_core.training.run import check_origins
 from eqnet_core.training.starting import WEIGHTS, float_digest, float_network
 
 
-def load_teacher(run: Path, data: ImageData, architecture: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The float network of `run`, of any architecture, to guide one of `architecture`.
+class MeanLogits(nn.Module):
+    """Several networks as one: the mean of their logits."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, classes] for images [N, C, H, W]."""
+        return torch.stack([member(images) for member in self.members]).mean(0)
+
+
+def load_teacher(
+    runs: Sequence[Path], data: ImageData, architecture: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The float networks of `runs`, at least one, of any architectures, to guide one of `architecture`.
 
     Returns:
-        The network in training mode, so that its BatchNorm fits images of any size; and the digest of its
-        weights with the settings it was trained with.
+        Their mean logits, in training mode, so that BatchNorm fits images of any size; and the digest of the
+        weights with the settings they were trained with, or a list of these as "members" for several.
 
     Raises:
         TrainingError: there is none, or it takes images of another shape, or it was trained on others than
-            `data`: what is held out here would reach the student through it.
+            `data`: what is held out here would reach the student through it. Or a run is named twice.
     """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise TrainingError("a teacher is named twice: it would only count twice in the mean of their logits")
+    models, described = zip(*(_load_member(run, data, architecture) for run in runs), strict=True)
+    if len(models) == 1:
+        return models[0], described[0]
+    return MeanLogits(models), {"members": list(described)}
+
+
+def _load_member(run: Path, data: ImageData, architecture: str) -> tuple[nn.Module, dict[str, Any]]:
     folder = run / "float"
     try:
         settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())

@@ -53,8 +53,8 @@ class SupernetSettings:
         guidance: share of the next wider subnet's logits in a subnet's loss, [0, 1]; the rest are labels.
         label_smoothing: of the cross entropy, [0, 1).
         float_teacher: a float network guides the highest subnet, as that guides the others.
-        teacher: which float network of another run, and the settings it was trained with; None for the one
-            that the supernet is made from.
+        teacher: which float network of another run, and the settings it was trained with, or a list of those
+            as "members"; None for the one that the supernet is made from.
         temperature: of all guidance, as in `guided_loss`: one for all, as it decides how much each subnet's
             gradient weighs in the weights that they share.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
@@ -108,15 +108,15 @@ def train_supernet(
     device: torch.device,
     *,
     start_run: Path | None = None,
-    teacher_run: Path | None = None,
+    teacher_runs: Sequence[Path] = (),
 ) -> Path:
     """Train until done and write `supernet.safetensors`; goes on where a killed run stopped.
 
     With more epochs than the folder's run had, it goes on from the end of that run's plateau, and ends as if
     it had been given them at first. With `start_run`, another run's folder or a bundle, it begins with the
     supernet trained there instead of quantisers fitted to the float network, and searches with its accuracy
-    predictor. With `teacher_run`, another run's folder or this one's, the float network trained there is the
-    teacher of the highest subnet.
+    predictor. With `teacher_runs`, folders of other runs or this one's, the mean of the logits of the float
+    networks trained there guides the highest subnet.
 
     Returns:
         The path of the tensors (`Supernet.tensors`). The log has a line per epoch: losses and training
@@ -124,8 +124,8 @@ def train_supernet(
 
     Raises:
         TrainingError: no float weights, or the folder holds a run with other settings, or with fewer epochs
-            whose rates had begun to fall without a plateau; or `start_run` or `teacher_run` lacks what is
-            taken from it.
+            whose rates had begun to fall without a plateau; or `start_run` or one of `teacher_runs` lacks
+            what is taken from it.
     """
     started = predictor = None
     if start_run is not None:
@@ -141,10 +141,10 @@ def train_supernet(
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
     origins = {"data": data.digest, "float": float_digest(float_weights)}
     teacher = None
-    if teacher_run is not None:
-        teacher, described = load_teacher(teacher_run, data, settings.architecture)
+    if teacher_runs:
+        teacher, described = load_teacher(teacher_runs, data, settings.architecture)
         teacher = teacher.to(device)
-        own = described["float"] == origins["float"]
+        own = described.get("float") == origins["float"]
         settings = replace(settings, float_teacher=True, teacher=None if own else described)
     elif settings.float_teacher:
         teacher = float_network(data, float_weights, settings.architecture).to(device)

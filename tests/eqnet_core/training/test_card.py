@@ -30,6 +30,18 @@ def test_a_bundle_with_images_says_so() -> None:
     assert "holds no image" in card_page(bundle)
 
 
+def test_teachers_are_named_with_their_settings() -> None:
+    bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
+    one = {"stage": "PretrainSettings", "seed": 1, "teacher": None, "temperature": 4.0}
+    two = {"stage": "PretrainSettings", "seed": 2, "teacher": one, "temperature": 2.0}
+    stages = {"supernet": {"stage": "S", "seed": 3, "teacher": {"members": [one, two]}}}
+    document = {**bundle.document, "card": {**bundle.document["card"], "stages": stages}}
+    page = card_page(replace(bundle, document=document))
+    assert page.endswith(
+        "| supernet | seed 3, teacher (mean of (seed 1) and (seed 2, teacher (seed 1), temperature 2.0)) |\n"
+    )
+
+
 def test_every_run_that_a_stage_began_with_has_a_row() -> None:
     bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
     first = {"stage": "S", "seed": 0, "start": None}
