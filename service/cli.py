@@ -127,6 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
         grace=settings.shutdown_grace,
         ending=lambda: app.state.service.subnets.end_streams(),
         leave=lambda: app.state.service.subnets.leave(),
+        told=(DataFolderError, EmbeddedStoreError, EqnetError),
     )
     return 0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.connection import BoundedConnection
 
@@ -45,6 +46,21 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _telling(app: ASGIApp, told: tuple[type[Exception], ...]) -> ASGIApp:
+    """`app`, whose start that fails with one of `told` is its message, instead of a stack trace."""
+
+    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            # Starlette sends from where it handles the exception, and has made a trace of it.
+            if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exception(), told):
+                message = {**message, "message": str(error)}
+            await send(message)
+
+        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+    return telling
+
+
 async def _nothing() -> None:
     """The default of `run_server`."""
 
@@ -57,14 +73,16 @@ def run_server(
     grace: float = 10.0,
     ending: Callable[[], Awaitable[None]] = _nothing,
     leave: Callable[[], None] = lambda: None,
+    told: tuple[type[Exception], ...] = (),
 ) -> None:
     """Until SIGTERM or SIGINT; then no more connections, and `grace` seconds for answers under way.
 
     `ending` is awaited at the signal: what lasts as long as its client wants should end. `leave` is called a
-    little before the end: whoever still waits for something long should be answered now.
+    little before the end: whoever still waits for something long should be answered now. A start that fails
+    with one of `told` is logged as its message; any other, with its stack trace. Both exit with status 3.
     """
     config = uvicorn.Config(
-        app,
+        _telling(app, told),
         host=host,
         port=port,
         log_config=None,

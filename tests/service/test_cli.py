@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,24 @@ def test_a_store_without_its_folder_is_told(
     told = capsys.readouterr().err
     assert "folders of the embedded store cannot be made" in told
     assert told.count("\n") == 1
+
+
+def test_a_store_that_does_not_start_is_told_without_a_stack_trace(tmp_path: Path) -> None:
+    files = tmp_path / "store" / "appendonlydir"
+    files.mkdir(parents=True)
+    (files / "appendonly.aof.manifest").write_text("no manifest of a store\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
+        env={**os.environ, "EQNET_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = ended.stdout + ended.stderr
+    assert ended.returncode == 3
+    assert f"embedded store in {tmp_path / 'store'} does not start" in told
+    assert "manifest" in told
+    assert "Traceback" not in told
 
 
 def test_it_is_a_module_too() -> None:
