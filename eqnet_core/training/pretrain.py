@@ -89,7 +89,7 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = build_model(settings.architecture, len(data.classes))
     if start_run is not None:
-        settings = replace(settings, start=load_start_weights(start_run, model))
+        settings = replace(settings, start=load_start_weights(start_run, model, data, settings.architecture))
     model = model.to(device)
     run = Run(folder, settings, origins={"data": data.digest})
     result = folder / WEIGHTS

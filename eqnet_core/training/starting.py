@@ -58,15 +58,25 @@ def start_supernet(
         initialise_quantizers(supernet, images)
     elif (started.space, started.classes) != (supernet.space, supernet.classes):
         raise TrainingError("the supernet to begin with has other layers or classes: choose another run")
-    elif started.input != supernet.input:
-        # Another split has another mean: what is held out here may be what that one was trained on.
+    else:
+        check_input(started, data, architecture)
+        supernet.load_tensors(started.tensors())
+    return supernet
+
+
+def check_input(started: Supernet, data: ImageData, architecture: str) -> None:
+    """Refuse to begin with a supernet of other images than `data`.
+
+    Another split has another mean: what is held out here may be what that one was trained on.
+
+    Raises:
+        TrainingError: its images have another shape, mean or standard deviation.
+    """
+    if started.input != input_spec(data, architecture):
         raise TrainingError(
             "the supernet to begin with was trained on other images, or another split of them: repeat its "
             "--data and --held-out"
         )
-    else:
-        supernet.load_tensors(started.tensors())
-    return supernet
 
 
 def load_start(folder: Path) -> tuple[Supernet, dict[str, Any]]:
@@ -106,7 +116,7 @@ def load_searcher(folder: Path | None, supernet: Supernet | None) -> AccuracyPre
     return AccuracyPredictor.from_tensors(tensors)
 
 
-def load_start_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
+def load_start_weights(folder: Path, model: nn.Module, data: ImageData, architecture: str) -> dict[str, Any]:
     """Give a float network the weights of the one in a run's folder, or of a bundle's supernet.
 
     A bundle's supernet has no BatchNorm statistics: the training finds them.
@@ -115,18 +125,20 @@ def load_start_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
         The digest of what it was, and the settings it was trained with.
 
     Raises:
-        TrainingError: neither is there, or it is of another network.
+        TrainingError: neither is there, or it is of another network, or it was trained on others than `data`.
         BundleError: a damaged bundle.
     """
     try:
         if is_bundle(folder):
             supernet, described = load_start(folder)
+            check_input(supernet, data, architecture)
             theirs = supernet.tensors()
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(torch.from_numpy(theirs[name]))
         else:
             path = folder / "float" / WEIGHTS
             described = {"float": float_digest(path), **read_settings(folder / "float")}
+            check_origins(folder / "float", {"data": data.digest})
             model.load_state_dict(load_file(path))
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
@@ -150,7 +162,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} does not say how what is there was trained: {error}") from error
+        raise TrainingError(
+            f"{path} does not say how what is there was trained ({error!r}): "
+            "name a run in which that stage has ended"
+        ) from error
     return settings
 
 

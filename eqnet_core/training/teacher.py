@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.models import ARCHITECTURES
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.run import check_origins
-from eqnet_core.training.starting import WEIGHTS, float_digest, float_network
+from eqnet_core.training.starting import WEIGHTS, float_digest, float_network, read_settings
 
 
 class MeanLogits(nn.Module):
@@ -52,14 +51,11 @@ def load_teacher(
 
 def _load_member(run: Path, data: ImageData, architecture: str) -> tuple[nn.Module, dict[str, Any]]:
     folder = run / "float"
-    try:
-        settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())
-        theirs = ARCHITECTURES[settings["architecture"]]
-    except (OSError, ValueError, KeyError) as error:
+    settings = read_settings(folder)
+    if (theirs := ARCHITECTURES.get(settings.get("architecture", ""))) is None:
         raise TrainingError(
-            f"{folder / 'settings.json'} does not say how a float network was trained ({error!r}): "
-            "name a run in which the pretrain stage has ended"
-        ) from error
+            f"{folder} holds no float network of this version's architectures: choose another"
+        )
     if theirs.input_shape != (ours := ARCHITECTURES[architecture].input_shape):
         raise TrainingError(
             f"the teacher, {settings['architecture']}, takes images {theirs.input_shape}, "

@@ -140,6 +140,10 @@ def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: 
     split_differently = replace(digits, mean=(0.5, 0.5, 0.5))
     with pytest.raises(TrainingError, match="another split"):
         train_supernet(split_differently, weights, tmp_path / "new", SUPERNET, CPU, start_run=bundle)
+    split_differently = replace(split_differently, train=digits.held_out, held_out=digits.train)
+    for start in (trained, bundle):
+        with pytest.raises(TrainingError, match="another split"):
+            pretrain(split_differently, tmp_path / "new", FLOAT, CPU, start_run=start)
     for nothing in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(TrainingError, match="run the pretrain stage first"):
             pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=nothing)
