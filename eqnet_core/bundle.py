@@ -306,9 +306,12 @@ def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any]
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"accuracies, qualities and card must be plain JSON: {error}") from error
-    if folder.exists() and _same(folder, json.loads(text)):
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken and not (folder / DOCUMENT).exists():
+        raise BundleError(f"{folder.name} exists and is no bundle: choose another folder")
+    if taken and _same(folder, json.loads(text)):
         return
-    if folder.exists() and not overwrite:
+    if taken and not overwrite:
         raise BundleError(
             f"{folder.name} exists and is another bundle: choose another folder, or overwrite it"
         )

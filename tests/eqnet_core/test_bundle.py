@@ -182,6 +182,22 @@ def test_another_bundle_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
+def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    inside = write(bundles / "mine")
+    file = tmp_path / "file"
+    file.write_text("notes")
+    for taken in (bundles, file):
+        for overwrite in (False, True):
+            with pytest.raises(BundleError, match=f"{taken.name} exists and is no bundle"):
+                write(taken, overwrite=overwrite)
+    assert Bundle.open(inside.path) == inside
+    assert file.read_text() == "notes"
+    (tmp_path / "empty").mkdir()
+    assert write(tmp_path / "empty").digest == inside.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles", "empty", "file"]
+
+
 def test_a_bundle_that_would_not_open_is_not_written(tmp_path: Path) -> None:
     smaller = SearchSpace((SPACE.layers[0], SPACE.layers[1], SPACE.layers[3]))
     for changes, complaint in (
