@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
 from itertools import product
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -277,8 +278,11 @@ def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> 
             activation_symmetry=Symmetry(document["activation_symmetry"]),
         )
         entries = [
-            (str(e["name"]), int(e["weight_bits"]), int(e["activation_bits"])) for e in document["layers"]
+            (str(e["name"]), index(e["weight_bits"]), index(e["activation_bits"])) for e in document["layers"]
         ]
+        narrow_range, signed = (document.get(flag, False) for flag in ("narrow_range", "signed"))
+        if not (isinstance(narrow_range, bool) and isinstance(signed, bool)):
+            raise TypeError("narrow_range and signed must be true or false")
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidConfigurationError(f"not a subnet configuration: {error}") from error
     expected = [layer.name for layer in space.searchable]
@@ -287,20 +291,27 @@ def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> 
         for position, (name, _, _) in enumerate(entries)
         if name not in expected or name in [other for other, _, _ in entries[:position]]
     ]
+    violations += [
+        Violation(f"/layers/{position}/{which}", "must be one of 2..8")
+        for position, (_, *bits) in enumerate(entries)
+        for which, value in zip(("weight_bits", "activation_bits"), bits, strict=True)
+        if value not in _KNOWN_BITS
+    ]
     missing = [name for name in expected if name not in {name for name, _, _ in entries}]
     if missing:
         violations.append(Violation("/layers", f"no bits for {', '.join(missing)}"))
     if violations:
         raise InvalidConfigurationError(
-            "the configuration does not name every searchable layer exactly once", violations=violations
+            "the configuration does not give every searchable layer its bits, 2..8, exactly once",
+            violations=violations,
         )
     ordered = sorted(entries, key=lambda entry: expected.index(entry[0]))
     return SubnetConfiguration(
         form=form,
         weight_bits=tuple(weight for _, weight, _ in ordered),
         activation_bits=tuple(activation for _, _, activation in ordered),
-        narrow_range=bool(document.get("narrow_range", False)),
-        signed=bool(document.get("signed", False)),
+        narrow_range=narrow_range,
+        signed=signed,
     )
 
 

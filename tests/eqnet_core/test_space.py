@@ -71,6 +71,25 @@ def test_wrong_layers_are_pointed_at(change: dict[str, object], pointer: str) ->
     assert pointer in [violation.pointer for violation in caught.value.violations]
 
 
+def test_a_wrong_layer_is_pointed_at_where_the_document_has_it() -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    document["layers"].reverse()
+    document["layers"][0]["activation_bits"] = 9
+    with pytest.raises(InvalidConfigurationError) as caught:
+        configuration_from_json(document, SPACE)
+    assert [violation.pointer for violation in caught.value.violations] == ["/layers/0/activation_bits"]
+
+
+def test_nothing_is_rounded_or_taken_for_true() -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    for flag in ("narrow_range", "signed"):
+        with pytest.raises(InvalidConfigurationError, match="true or false"):
+            configuration_from_json({**document, flag: "false"}, SPACE)
+    document["layers"][1]["weight_bits"] = 3.9
+    with pytest.raises(InvalidConfigurationError, match="integer"):
+        configuration_from_json(document, SPACE)
+
+
 @pytest.mark.parametrize("key", ["granularity", "weight_symmetry", "activation_symmetry", "layers"])
 def test_missing_parts_are_refused(key: str) -> None:
     document = configuration_to_json(CONFIGURATION, SPACE)
