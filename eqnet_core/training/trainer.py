@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import FORMS, SubnetConfiguration
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SubnetConfiguration
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches, ImageSizes, seeded
 from eqnet_core.training.data import ImageData
@@ -197,7 +197,23 @@ def train_supernet(
         result.load_tensors(
             {name: np.float32(share) * before[name] + np.float32(1 - share) * after[name] for name in after}
         )
+    set_untrained_steps(result)
     return save_trained(folder, result)
+
+
+@torch.no_grad()
+def set_untrained_steps(supernet: Supernet) -> None:
+    """Give the first and last layer their steps for signed activations: training only has them at 8 bits.
+
+    A signed runtime has 7 bits for an input that is never negative: the same range in half as many codes, so
+    twice the step size and half the zero-point.
+    """
+    full, signed = BIT_WIDTHS.index(FIXED_BITS), BIT_WIDTHS.index(FIXED_BITS - 1)
+    for layer in supernet.layers:
+        if not layer.spec.searchable and layer.spec.nonnegative:
+            quantizer = layer.activation_quantizer
+            quantizer.log_step[:, signed] = quantizer.log_step[:, full] + math.log(2)
+            quantizer.zero_point[:, signed] = quantizer.zero_point[:, full] / 2
 
 
 class SupernetSteps:

@@ -16,7 +16,7 @@ from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import margins, top1
 from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace
+from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SearchSpace
 from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
 from eqnet_core.training.collecting import Shard
@@ -83,6 +83,20 @@ def test_float_training_goes_on_to_the_same_weights(
     assert_same_tensors(result, trained / "float" / "float.safetensors")
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize("form", [FORMS[4], FORMS[7]])
+def test_signed_runtimes_have_the_range_that_the_classifier_was_trained_with(
+    trained: Path, form: QuantizationForm
+) -> None:
+    supernet = load_trained(trained / "supernet")
+    inputs = []
+    for signed in (False, True):
+        supernet.activate(supernet.space.uniform(form, 4, signed=signed))
+        inputs.append(supernet.layers[-1].extract().activation)
+    assert [(quantizer.low, quantizer.high) for quantizer in inputs] == [(0, 255), (0, 127)]
+    assert float(inputs[1].scale) == pytest.approx(2 * float(inputs[0].scale), rel=1e-6)
+    assert abs(2 * int(inputs[1].zero_point) - int(inputs[0].zero_point)) <= 1
 
 
 def test_supernet_training_goes_on_to_the_same_supernet(
