@@ -65,13 +65,15 @@ def report(
         },
     }
     if device is not None:
+        given = device.file in sizes
+        missing = f"{device.file}, which it is meant to run, needs a bundle with tensor ranges"
         document["device"] = {
             "name": device.name,
             "title": device.origin.title,
-            "file": device.file,
+            "file": device.file if given else "model.onnx",
             "date": device.origin.date,
             "confidence": device.origin.confidence,
-            "unverified": list(device.origin.unverified),
+            "unverified": [*device.origin.unverified, *([] if given else [missing])],
         }
         for entry, held in zip(layers, held_in(device, subnet), strict=True):
             entry["weight"]["on_device"] = held["weight"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.devices import load_catalogue
 from eqnet_core.errors import (
     BundleError,
     InfeasibleBudgetError,
@@ -114,6 +115,10 @@ def test_a_bundle_without_ranges_says_what_to_do(factory: Factory, tmp_path: Pat
     with pytest.raises(BundleError, match="`ranges` stage"):
         old.bundle.ranges()
     assert set(old.artifacts) == {*ARTIFACTS} - {INTEGER}
+    device = load_catalogue()["onnxruntime-cpu"]
+    stated = old.build(old.bundle.space.uniform(device.profile.form, 8), device=device).report["device"]
+    assert stated["file"] == "model.onnx"
+    assert "model.integer.onnx" in stated["unverified"][-1]
 
 
 def test_saving_replaces_files_and_leaves_nothing_else(build: Build, tmp_path: Path) -> None:
