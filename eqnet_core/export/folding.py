@@ -7,8 +7,9 @@ ruinous without the shift (measured: agreement 0.80 without, 0.99 with it).
 
 Room is what is right on every CPU. x86 without VNNI adds pairs of products of unsigned activations and signed
 weights in 16 bits, which saturate. So the weights' codes stay within `32767 / (2 * largest activation code)`:
-64 where the activations have 8 bits, 127 (all of int8) where they have 7 or fewer. 8-bit weights in front of
-8-bit activations are hence rounded once more, to 64 levels on each side; all others keep their integers.
+64 where activations have 8 bits or are int8, 127 where they are unsigned with 7 bits or fewer. Codes that do
+not fit are rounded once more. In a room of 64 these are 8-bit weights, and asymmetric ones of 7 bits; in one
+of 127, 8-bit weights that use -128, and asymmetric ones of 8 bits. All others keep their integers.
 (uint8 weights would be exact there, but their kernel on such CPUs takes 1.3 times as long.)
 """
 
@@ -40,7 +41,8 @@ class TensorQuantizer:
 
     `low` and `high` are the codes in use, which may be fewer than the type has; `bits` is what they stand
     for. Bounds of a ReLU in front are part of `low` and `high`, and `relu` says that the file still has to
-    have it as a node: runtimes without unsigned activations take no Clip between the pair.
+    have it as a node: runtimes without unsigned activations take no Clip between the pair. `cap` is what that
+    node also keeps values to, where the codes in use end at it (ReLU6).
     """
 
     bits: int
@@ -50,13 +52,15 @@ class TensorQuantizer:
     low: int
     high: int
     relu: bool = False
+    cap: np.float32 | None = None
 
     @property
     def clips(self) -> bool:
         """Whether the type alone does not saturate where the codes do."""
         limits = np.iinfo(self.type)
         bounded_below = self.relu or self.low == limits.min
-        return not bounded_below or self.high < limits.max
+        bounded_above = self.cap is not None or self.high == limits.max
+        return not (bounded_below and bounded_above)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +198,7 @@ def _stored(quantizer: Quantizer, tensor: QuantizedTensor, name: str, *, signed:
         low=low + container.shift,
         high=high + container.shift,
         relu=signed and tensor.relu,
+        cap=np.float32(tensor.cap) if signed and tensor.cap is not None and high < quantizer.high else None,
     )
 
 

@@ -109,9 +109,13 @@ def _check_pair(file: _File, value: str, name: str, expected: TensorQuantizer, r
     low, high = int(limits.min), int(limits.max)
     if clip is not None:
         low, high = (int(file.array(bound)) for bound in clip.input[1:])
-    relu = file.maybe(quantize.input[0], "Relu")
+    relu = file.maybe(quantize.input[0], "Relu") or file.maybe(quantize.input[0], "Clip")
     if relu is not None:
         low = max(low, int(zero_point))
+    if relu is not None and relu.op_type == "Clip":
+        least, cap = (file.array(bound) for bound in relu.input[1:])
+        _equal(name, "lower bound", least, np.asarray(np.float32(0)))
+        high = min(high, int(np.rint(cap / scale) + zero_point))
     if (low, high) != (expected.low, expected.high):
         raise ProofError(
             f"{name}: the codes are clipped to {low}..{high} instead of {expected.low}..{expected.high}"

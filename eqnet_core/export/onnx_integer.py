@@ -131,7 +131,7 @@ def _quantize(
         builder.initializer(zero_point, quantizer.type, np.asarray(quantizer.zero_point))
     clip = quantizer.clips and not moves
     if quantizer.relu and not moves:
-        value = builder.node("Relu", f"{name}.relu", [value], f"{name}.bounded")
+        value = _relu(builder, value, name, quantizer.cap)
     codes = f"{name}.codes"
     first = f"{name}.unclipped" if clip else codes
     builder.node("QuantizeLinear", f"{name}.quantize", [value, scale, zero_point], first)
@@ -142,3 +142,13 @@ def _quantize(
     return builder.node(
         "DequantizeLinear", f"{name}.dequantize", [codes, scale, zero_point], f"{name}.dequantized"
     )
+
+
+def _relu(builder: GraphBuilder, value: str, name: str, cap: np.float32 | None) -> str:
+    if cap is None:
+        return builder.node("Relu", f"{name}.relu", [value], f"{name}.bounded")
+    bounds = [
+        builder.initializer(f"{name}.least", "float32", np.asarray(np.float32(0))),
+        builder.initializer(f"{name}.cap", "float32", np.asarray(cap)),
+    ]
+    return builder.node("Clip", f"{name}.relu", [value, *bounds], f"{name}.bounded")
