@@ -78,15 +78,17 @@ def _plot(left_out: dict[str, Any], target: Path) -> None:
     predicted, measured = 100 * left_out["predicted"], 100 * left_out["measured"]
     searched, form = left_out["searched"], left_out["form"]
     per_tensor = np.array([f.weight_granularity is Granularity.PER_TENSOR for f in FORMS])[form]
+    symmetries = np.array([f.name.split("-", 1)[1] for f in FORMS])[form]
+    granularities = np.where(per_tensor, "per tensor", "per channel")
     ends = [min(predicted.min(), measured.min()) - 0.3, max(predicted.max(), measured.max()) + 0.3]
-    for axes, title, rows in (
-        (panels[0], "per tensor", ~searched & per_tensor),
-        (panels[1], "per channel", ~searched & ~per_tensor),
-        (panels[2], "found by searches", searched),
+    for axes, title, rows, labels, legend in (
+        (panels[0], "per tensor", ~searched & per_tensor, symmetries, "weights-activations"),
+        (panels[1], "per channel", ~searched & ~per_tensor, symmetries, "weights-activations"),
+        (panels[2], "found by searches", searched, granularities, "weights"),
     ):
-        for index in np.unique(form[rows]):
-            here = rows & (form == index)
-            axes.scatter(measured[here], predicted[here], s=7, label=FORMS[index].name.split("-", 1)[1])
+        for label in np.unique(labels[rows]):
+            here = rows & (labels == label)
+            axes.scatter(measured[here], predicted[here], s=7, label=label)
         axes.plot(ends, ends, linewidth=0.8, color="black")
         axes.set(
             title=f"{title}: {int(rows.sum())}",
@@ -96,5 +98,5 @@ def _plot(left_out: dict[str, Any], target: Path) -> None:
             ylim=ends,
         )
         if rows.any():
-            axes.legend(fontsize=7, loc="upper left", title="weights-activations", title_fontsize=7)
+            axes.legend(fontsize=7, loc="upper left", title=legend, title_fontsize=7)
     write_figure(figure, target)
