@@ -63,7 +63,7 @@ What to take from it
   costs.
 - OpenVINO 2026.4 failed to compile `model.integer.onnx` of some random networks with asymmetric activations
   in our tests (`ConvolutionTransformation`, shapes that do not broadcast), and of none of 32 random subnets
-  of the supernet that ships.
+  of an earlier supernet.
 """
 
 SATURATES = "This processor has none."

@@ -20,7 +20,7 @@ from eqnet_core.ranges import TensorRanges
 from eqnet_core.subnet import Subnet
 
 FORMAT = "eqnet-integer/1"
-"""Changes whenever the same subnet would give other bytes."""
+"""Changes when a reader of the file has to know. The service counts changes of bytes itself."""
 
 
 class IntegerExporter:
