@@ -244,8 +244,8 @@ def write_bundle(
     is the float network's (`FloatGraph.to_bytes`); without it every builder traces one as it starts.
 
     Raises:
-        BundleError: the parts do not fit together, or `folder` holds something else and `overwrite` is not
-        set.
+        BundleError: the parts do not fit together, or `folder` holds another bundle and `overwrite` is not
+        set, or it holds what is no bundle.
     """
     folder = Path(folder)
     files = {
@@ -306,7 +306,7 @@ def _store(folder: Path, files: Mapping[str, bytes], document: Mapping[str, Any]
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"accuracies, qualities and card must be plain JSON: {error}") from error
-    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    taken = any(folder.iterdir()) if folder.is_dir() else folder.exists()
     if taken and not (folder / DOCUMENT).exists():
         raise BundleError(f"{folder.name} exists and is no bundle: choose another folder")
     if taken and _same(folder, json.loads(text)):

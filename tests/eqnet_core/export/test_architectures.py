@@ -11,12 +11,14 @@ import torch
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.cost import CostModel
-from eqnet_core.errors import InvalidConfigurationError
+from eqnet_core.errors import InvalidConfigurationError, ProofError
+from eqnet_core.export.folding import IntegerSubnet
+from eqnet_core.export.integer_inspection import check_integer_file
 from eqnet_core.export.integer_proof import IntegerTolerance, prove_integer
 from eqnet_core.export.module import build_module
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
-from eqnet_core.export.plan import plan_integers
+from eqnet_core.export.plan import IntegerPlan, plan_integers
 from eqnet_core.export.proof import Tolerance, natural_images, prove, simulate
 from eqnet_core.export.state_dict import load_subnet, save_subnet
 from eqnet_core.export.template import FloatGraph, trace_float_graph
@@ -124,11 +126,22 @@ def test_files_and_state_dict_are_proven(architecture: str, tmp_path: Path) -> N
         }
         if signed:  # such runtimes take none between the pair
             assert clipped == ({"computed"} if architecture == "mobilenet_v2" else set())
+            assert_other_caps_are_noticed(file, integers, plan)
         else:
             assert clipped == {"unclipped"}
     path = tmp_path / "model.safetensors"
     path.write_bytes(save_subnet(subnet, {}))
     np.testing.assert_array_equal(load_subnet(path)(tensors[:2]).numpy(), logits)
+
+
+def assert_other_caps_are_noticed(file: bytes, integers: IntegerSubnet, plan: IntegerPlan) -> None:
+    model = onnx.load_from_string(file)
+    caps = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".cap")]
+    assert bool(caps) == any(tensor.cap is not None for tensor in plan.tensors.values())
+    for cap in caps[:1]:
+        cap.CopyFrom(onnx.numpy_helper.from_array(np.float32(5), cap.name))
+        with pytest.raises(ProofError, match="the codes are clipped to"):
+            check_integer_file(model, integers, plan)
 
 
 def test_an_unknown_architecture_lists_those_there_are() -> None:

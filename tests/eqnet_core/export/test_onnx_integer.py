@@ -15,6 +15,7 @@ from eqnet_core.export.folding import weight_room
 from eqnet_core.export.integer_inspection import check_integer_file
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
+from eqnet_core.export.plan import plan_integers
 from eqnet_core.ranges import TensorRanges
 from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import Subnet
@@ -127,6 +128,25 @@ def test_only_shared_tensors_are_rounded_once_more(
     ):
         integers = integer_exporter.fold(make_subnet(space.uniform(FORMS[5], bits, signed=signed)))
         assert integers.requantized == expected
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_layer_clips_what_others_read_too(
+    bits: int,
+    exporter: ExactExporter,
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    space: SearchSpace,
+) -> None:
+    plan = plan_integers(exporter.graph)
+    count = len(plan.ranged)
+    wide = TensorRanges(
+        names=plan.ranged, low=np.full(count, -1, np.float32), high=np.full(count, 100, np.float32)
+    )
+    integers = IntegerExporter(exporter.graph, wide).fold(make_subnet(space.uniform(FORMS[4], bits)))
+    shared = [integers.tensors[tensor.name] for tensor in plan.tensors.values() if tensor.shared]
+    assert len(shared) > 8
+    for quantizer in shared:
+        assert quantizer.scale * (quantizer.high - quantizer.zero_point) == pytest.approx(100, rel=1e-5)
 
 
 def test_int32_biases_are_within_half_a_step_and_fit(
