@@ -94,7 +94,18 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--temperature", type=float, default=settings.temperature, help="of all guidance: softens logits"
         )
+        command.add_argument(
+            "--cutmix", type=float, default=settings.cutmix, help="share of the batches mixed by CutMix"
+        )
         if name == "supernet":
+            command.add_argument(
+                "--subnet-weights",
+                type=float,
+                nargs=3,
+                default=(1.0, 1.0, 1.0),
+                metavar=("HIGHEST", "RANDOM", "LOWEST"),
+                help="of the losses of a step's three subnets: which bit-widths matter more",
+            )
             command.add_argument(
                 "--averaging",
                 type=float,

@@ -1,10 +1,11 @@
-"""The training augmentation: random crop from a padded image, random horizontal flip (He et al. 2016)."""
+"""Training augmentation: random crop and flip (He et al. 2016), CutMix (Yun et al. 2019, arXiv:1905.04899)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.v2 import CutMix
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
@@ -34,3 +35,21 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def cutmix(images: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Paste one rectangle of each image, of a random size, over the same place of the next one.
+
+    Args:
+        images: float32 [N, C, H, W].
+        labels: int64 [N].
+        classes: how many there are.
+        seed: of the rectangle, whichever device the images are on.
+
+    Returns:
+        The images, and as float32 [N, classes] which share of each is of which class.
+    """
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own CPU generator
+        torch.manual_seed(seed)
+        mixed, shares = CutMix(num_classes=classes)(images, labels)
+    return mixed, shares

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eqnet_core.training.augmentation import crop_and_flip
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.augmentation import crop_and_flip, cutmix
 from eqnet_core.training.data import ImageData, LabelledImages, normalise
 
 Stream = Literal[
-    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches", "draws"
+    "order",
+    "augmentation",
+    "subnets",
+    "calibration",
+    "configurations",
+    "ranges",
+    "searches",
+    "draws",
+    "mixing",
 ]
-_STREAMS: tuple[Stream, ...] = (
-    "order", "augmentation", "subnets", "calibration", "configurations", "ranges", "searches", "draws",
-)  # fmt: skip
+_STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 
 def seeded(seed: int, stream: Stream, index: int) -> np.random.Generator:
@@ -53,9 +60,11 @@ class ImageSizes:
 
 
 class Batches:
-    """Training batches: normalised float32 [B, C, S, S] and labels [B], on `device`.
+    """Training batches: normalised float32 [B, C, S, S] and labels, on `device`.
 
-    Each epoch is one random order of the images; the incomplete last batch is left out.
+    Each epoch is one random order of the images; the incomplete last batch is left out. Labels are int64 [B],
+    or of a batch mixed by CutMix float32 [B, classes], the shares of each image. `mixed` is the share of such
+    batches, [0, 1].
     """
 
     def __init__(
@@ -66,12 +75,14 @@ class Batches:
         seed: int,
         device: torch.device,
         sizes: ImageSizes | None = None,
+        mixed: float = 0.0,
     ) -> None:
         self._images = data.train.to(device)
         self._data = data
         self._batch_size = batch_size
         self._seed = seed
         self._sizes = sizes or ImageSizes()
+        self._mixed = mixed
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
         self.steps_per_epoch = max(1, len(data.train) // batch_size)
 
@@ -85,7 +96,21 @@ class Batches:
         batch = self._images.subset(indices.to(self._images.labels.device))
         generator = torch_seeded(self._seed, "augmentation", step)
         images = augmented(batch, self._data, generator)
-        return resized(images, self._sizes.at(epoch, images.shape[-1])), batch.labels
+        images = resized(images, self._sizes.at(epoch, images.shape[-1]))
+        mixing = seeded(self._seed, "mixing", step)
+        if mixing.random() < self._mixed:
+            return cutmix(images, batch.labels, len(self._data.classes), int(mixing.integers(2**62)))
+        return images, batch.labels
+
+
+def check_mixed(mixed: float) -> None:
+    """Refuse what is no share of the batches.
+
+    Raises:
+        TrainingError: it is not in [0, 1].
+    """
+    if not 0 <= mixed <= 1:
+        raise TrainingError(f"cutmix {mixed} is a share of the batches: 0 for none, 1 for all")
 
 
 def resized(images: Tensor, side: int) -> Tensor:

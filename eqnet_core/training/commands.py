@@ -95,6 +95,7 @@ def _run(options: argparse.Namespace) -> None:
             "learning_rate": options.learning_rate,
             "sizes": options.sizes,
             "temperature": options.temperature,
+            "cutmix": options.cutmix,
             "seed": options.seed,
             "compile": not options.no_compile,
             "precision": options.precision,
@@ -112,6 +113,7 @@ def _run(options: argparse.Namespace) -> None:
         else:
             settings = SupernetSettings(
                 **shared,
+                subnet_weights=tuple(options.subnet_weights),
                 averaging=options.averaging,
                 cooldown=options.cooldown,
                 random_bits=options.random_bits,

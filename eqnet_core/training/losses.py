@@ -60,7 +60,7 @@ def guided_loss(
 
     Args:
         logits: [N, classes] of the student.
-        labels: int64 [N].
+        labels: int64 [N], or float32 [N, classes]: the share of each class in an image.
         teacher_logits: [N, classes] of the next wider subnet, detached; None for cross entropy alone.
         guidance: k in [0, 1].
         label_smoothing: of the cross entropy, [0, 1).

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
-from eqnet_core.training.batches import Batches, ImageSizes
+from eqnet_core.training.batches import Batches, ImageSizes, check_mixed
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
@@ -34,6 +34,7 @@ class PretrainSettings:
             "members"; None for labels alone.
         guidance: share of the teacher's logits in the loss, [0, 1]; the rest are labels.
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
+        cutmix: share of the batches that are mixed, [0, 1].
         start: which network's weights it began with, and that one's settings; None for random ones.
         precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
@@ -49,6 +50,7 @@ class PretrainSettings:
     teacher: Mapping[str, Any] | None = None
     guidance: float = 0.5
     temperature: float = 4.0
+    cutmix: float = 0.0
     start: Mapping[str, Any] | None = None
     seed: int = 0
     compile: bool = True
@@ -57,6 +59,7 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+        check_mixed(self.cutmix)
 
 
 def pretrain(
@@ -103,7 +106,12 @@ def pretrain(
         nesterov=True,
     )
     batches = Batches(
-        data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
+        data,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        device=device,
+        sizes=settings.sizes,
+        mixed=settings.cutmix,
     )
     total = settings.epochs * batches.steps_per_epoch
     start = 0

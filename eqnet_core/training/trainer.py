@@ -21,7 +21,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SubnetConfiguration
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.batches import Batches, ImageSizes, seeded
+from eqnet_core.training.batches import Batches, ImageSizes, check_mixed, seeded
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_accuracies
@@ -57,6 +57,9 @@ class SupernetSettings:
             as "members"; None for the one that the supernet is made from.
         temperature: of all guidance, as in `guided_loss`: one for all, as it decides how much each subnet's
             gradient weighs in the weights that they share.
+        subnet_weights: of the losses of the highest, the random and the lowest subnet, at least 0 and not all
+            of them 0. Only their ratios matter to Adam, and they decide which bit-widths shared weights suit.
+        cutmix: share of the batches that are mixed, [0, 1]; their accuracy is that of the larger part.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
@@ -78,6 +81,8 @@ class SupernetSettings:
     float_teacher: bool = False
     teacher: Mapping[str, Any] | None = None
     temperature: float = 1.0
+    subnet_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    cutmix: float = 0.0
     averaging: float = 0.0
     random_bits: RandomBits = RandomBits.INDEPENDENT
     start: Mapping[str, Any] | None = None
@@ -98,6 +103,12 @@ class SupernetSettings:
         if not 0 <= self.start_share < 1:
             raise TrainingError(f"start share {self.start_share} is a share of the result: 0 to below 1")
         check_temperature(self.temperature)
+        check_mixed(self.cutmix)
+        if min(self.subnet_weights) < 0 or not 0 < sum(self.subnet_weights) < math.inf:
+            raise TrainingError(
+                f"subnet weights {self.subnet_weights} are of the losses of the highest, the random and the "
+                "lowest subnet: at least 0, and one of them above"
+            )
 
 
 def train_supernet(
@@ -151,7 +162,12 @@ def train_supernet(
     run = Run(folder, settings, growing=("epochs",), origins=origins)
     extend(run, settings)
     batches = Batches(
-        data, batch_size=settings.batch_size, seed=settings.seed, device=device, sizes=settings.sizes
+        data,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        device=device,
+        sizes=settings.sizes,
+        mixed=settings.cutmix,
     )
     steps = SupernetSteps(
         supernet, settings, settings.epochs * batches.steps_per_epoch, teacher=teacher, predictor=predictor
@@ -272,7 +288,7 @@ class SupernetSteps:
         self._optimizer.load_state_dict(state["optimizer"])
 
     def take(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on a batch: float32 [N, C, H, W] normalised, int64 [N].
+        """Train on a batch: float32 [N, C, H, W] normalised, labels as of `Batches`.
 
         Returns:
             float64 [7]: as `backward_through`, of the highest, a random and the lowest subnet.
@@ -328,18 +344,19 @@ def backward_through(
         supernet: whose parameters get the gradients.
         forward: computes its logits, compiled or not.
         images: normalised float32 [N, C, H, W].
-        labels: int64 [N].
+        labels: int64 [N], or float32 [N, classes]: shares of mixed images.
         subnets: from wide to narrow.
         guidance: logits [N, classes] for the first subnet, or None for labels alone.
-        settings: weights of the losses.
+        settings: weights of the losses, of as many subnets.
 
     Returns:
         float64 [2 S + 1]: loss and accuracy of each of the S subnets, then the regularisation.
     """
     measured = []
+    largest = labels if labels.ndim == 1 else labels.argmax(1)
     # Backward after each forward: only one subnet's activations are alive, and `activate` may then
     # change the tables that this backward needed.
-    for subnet in subnets:
+    for subnet, weight in zip(subnets, settings.subnet_weights, strict=True):
         supernet.activate(subnet)
         logits = forward(images)
         loss = guided_loss(
@@ -350,9 +367,9 @@ def backward_through(
             label_smoothing=settings.label_smoothing,
             temperature=settings.temperature,
         )
-        torch.autograd.backward(loss)
+        torch.autograd.backward(weight * loss)
         guidance = logits.detach()
-        measured += [loss.detach(), (guidance.argmax(1) == labels).float().mean()]
+        measured += [loss.detach(), (guidance.argmax(1) == largest).float().mean()]
     regularisation = weight_distribution_loss(
         [layer.weight for layer in supernet.layers],
         skewness_weight=settings.skewness_weight,

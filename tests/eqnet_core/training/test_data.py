@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.training.augmentation import crop_and_flip
+from eqnet_core.training.augmentation import crop_and_flip, cutmix
 from eqnet_core.training.batches import Batches, ImageSizes
 from eqnet_core.training.data import ImageData, load_data, normalise
 
@@ -115,6 +115,47 @@ def test_crops_are_shifted_copies_half_of_them_mirrored() -> None:
     assert all(kind in plain or kind in mirrored for kind in kinds)
     assert 60 < sum(kind in mirrored for kind in kinds) < 140
     assert len(set(kinds)) > 80
+
+
+def test_cutmix_pastes_a_rectangle_and_shares_the_labels_by_its_size() -> None:
+    labels = torch.tensor([3, 0, 2, 1])
+    images = labels.float().view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    before = torch.get_rng_state()
+    areas = set()
+    for seed in range(8):
+        mixed, shares = cutmix(images, labels, 5, seed)
+        assert torch.equal(mixed, cutmix(images, labels, 5, seed)[0])
+        assert shares.shape == (4, 5)
+        # every pixel is its class: the shares of the image are those of the labels
+        for image, share in zip(mixed, shares, strict=True):
+            counts = image[0].flatten().long().bincount(minlength=5) / 256
+            torch.testing.assert_close(counts, share)
+            assert (counts > 0).sum() <= 2
+        pasted = (mixed[0, 0] != 3).nonzero()
+        if len(pasted):
+            height, width = (pasted.max(0).values - pasted.min(0).values + 1).tolist()
+            assert height * width == len(pasted)
+        areas.add(len(pasted))
+    assert len(areas) > 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_share_of_the_batches_is_mixed(digits: ImageData, share: float) -> None:
+    batches = Batches(digits, batch_size=32, seed=0, device=torch.device("cpu"), mixed=share)
+    plain = Batches(digits, batch_size=32, seed=0, device=torch.device("cpu"))
+    mixed = 0
+    for step in range(60):
+        images, labels = batches.at(step)
+        if labels.ndim == 2:
+            mixed += 1
+            torch.testing.assert_close(labels.sum(1), torch.ones(32))
+        else:
+            assert torch.equal(images, plain.at(step)[0])
+    assert abs(mixed / 60 - share) <= (0.15 if 0 < share < 1 else 0)
+    again, shares = batches.at(7)
+    assert torch.equal(batches.at(7)[0], again)
+    assert torch.equal(batches.at(7)[1], shares)
 
 
 def test_a_batch_depends_on_its_step_alone(digits: ImageData) -> None:

@@ -63,6 +63,15 @@ def test_a_temperature_softens_both_and_keeps_the_gradient_s_size() -> None:
     assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.05)
 
 
+def test_labels_may_be_shares_of_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 10, generator=generator)
+    one, other = torch.randint(0, 10, (2, 6), generator=generator)
+    shares = 0.3 * torch.eye(10)[one] + 0.7 * torch.eye(10)[other]
+    expected = 0.3 * guided_loss(student, one, teacher) + 0.7 * guided_loss(student, other, teacher)
+    assert guided_loss(student, shares, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_is_above_zero(temperature: float) -> None:
     with pytest.raises(TrainingError, match="temperature"):
