@@ -1,4 +1,4 @@
-"""Training augmentation: random crop and flip (He et al. 2016), CutMix (Yun et al. 2019, arXiv:1905.04899)."""
+"""Training augmentation: random crop and flip (He et al. 2016), CutMix (Yun et al. 2019)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Paste one rectangle of each image, of a random size, over the same place of the next one.
+    """Paste one rectangle of an image, of a random size, over the same place of the next (arXiv:1905.04899).
 
     Args:
         images: float32 [N, C, H, W].
