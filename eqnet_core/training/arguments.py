@@ -95,6 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
             "--temperature", type=float, default=settings.temperature, help="of all guidance: softens logits"
         )
         command.add_argument(
+            "--start-share",
+            type=float,
+            default=settings.start_share,
+            help="of what it began with in the result: tensors are interpolated after training",
+        )
+        command.add_argument(
             "--cutmix", type=float, default=settings.cutmix, help="share of the batches mixed by CutMix"
         )
         if name == "supernet":
@@ -125,12 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
                 choices=list(RandomBits),
                 help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
                 "or half of them searched with the accuracy predictor of --start",
-            )
-            command.add_argument(
-                "--start-share",
-                type=float,
-                default=0.0,
-                help="of what it began with in the result: tensors are interpolated after training",
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")

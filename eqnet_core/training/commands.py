@@ -96,6 +96,7 @@ def _run(options: argparse.Namespace) -> None:
             "sizes": options.sizes,
             "temperature": options.temperature,
             "cutmix": options.cutmix,
+            "start_share": options.start_share,
             "seed": options.seed,
             "compile": not options.no_compile,
             "precision": options.precision,
@@ -117,7 +118,6 @@ def _run(options: argparse.Namespace) -> None:
                 averaging=options.averaging,
                 cooldown=options.cooldown,
                 random_bits=options.random_bits,
-                start_share=options.start_share,
             )
             written = train_supernet(
                 data,

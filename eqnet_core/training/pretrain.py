@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
+from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
 from eqnet_core.training.batches import Batches, ImageSizes, check_mixed
@@ -21,7 +22,7 @@ from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
 from eqnet_core.training.losses import check_temperature, guided_loss
 from eqnet_core.training.run import Run
-from eqnet_core.training.starting import WEIGHTS, load_start_weights
+from eqnet_core.training.starting import NO_START, WEIGHTS, check_start_share, load_start_weights
 from eqnet_core.training.teacher import load_teacher
 
 
@@ -36,6 +37,8 @@ class PretrainSettings:
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
         cutmix: share of the batches that are mixed, [0, 1].
         start: which network's weights it began with, and that one's settings; None for random ones.
+        start_share: share of those weights in the result, [0, 1): all tensors are interpolated once training
+            has ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The log has the rest alone.
         precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
@@ -52,6 +55,7 @@ class PretrainSettings:
     temperature: float = 4.0
     cutmix: float = 0.0
     start: Mapping[str, Any] | None = None
+    start_share: float = 0.0
     seed: int = 0
     compile: bool = True
     precision: Precision = Precision.FLOAT32
@@ -60,6 +64,7 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_mixed(self.cutmix)
+        check_start_share(self.start_share)
 
 
 def pretrain(
@@ -82,7 +87,8 @@ def pretrain(
 
     Raises:
         TrainingError: the folder holds a run with other settings; or one of `teacher_runs` has no float
-            network for these images; or `start_run` no network of this architecture.
+            network for these images; or `start_run` no network of this architecture; or a start share has
+            nothing that the training began with.
     """
     teacher = None
     if teacher_runs:
@@ -93,6 +99,9 @@ def pretrain(
     model = build_model(settings.architecture, len(data.classes))
     if start_run is not None:
         settings = replace(settings, start=load_start_weights(start_run, model, data, settings.architecture))
+    elif settings.start_share:
+        raise TrainingError(NO_START)
+    started = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model = model.to(device)
     run = Run(folder, settings, origins={"data": data.digest})
     result = folder / WEIGHTS
@@ -151,7 +160,11 @@ def pretrain(
             run.checkpoint(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             )
-    write_atomically(result, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+    trained = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    for name, tensor in trained.items():
+        if tensor.is_floating_point():  # all but BatchNorm's count of batches
+            trained[name] = tensor.lerp(started[name], settings.start_share)
+    write_atomically(result, save(trained))
     return result
 
 

@@ -27,6 +27,9 @@ from eqnet_core.training.trained import load_trained, supernet_digest
 WEIGHTS = "float.safetensors"
 """What the pretrain stage calls the weights of a float network."""
 
+NO_START = "a start share is of what the training began with: --start a run or a bundle"
+"""Said where a share of it is asked for, and nothing was named."""
+
 INITIALISATION_IMAGES = 256
 
 
@@ -145,6 +148,16 @@ def load_start_weights(folder: Path, model: nn.Module, data: ImageData, architec
             f"{folder} holds another network, or damaged files: choose another to begin with ({error})"
         ) from error
     return described
+
+
+def check_start_share(share: float) -> None:
+    """Refuse what is no share of a result.
+
+    Raises:
+        TrainingError: it is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise TrainingError(f"start share {share} is a share of the result: 0 to below 1")
 
 
 def is_bundle(folder: Path) -> bool:

@@ -28,6 +28,8 @@ from eqnet_core.training.held_out import held_out_accuracies
 from eqnet_core.training.losses import check_temperature, guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, tensors_digest
 from eqnet_core.training.starting import (
+    NO_START,
+    check_start_share,
     float_digest,
     float_network,
     load_searcher,
@@ -100,8 +102,7 @@ class SupernetSettings:
             raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
         if not 0 <= self.averaging < 1:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
-        if not 0 <= self.start_share < 1:
-            raise TrainingError(f"start share {self.start_share} is a share of the result: 0 to below 1")
+        check_start_share(self.start_share)
         check_temperature(self.temperature)
         check_mixed(self.cutmix)
         if min(self.subnet_weights) < 0 or not 0 < sum(self.subnet_weights) < math.inf:
@@ -143,7 +144,7 @@ def train_supernet(
         started, described = load_start(start_run)
         settings = replace(settings, start=described)
     elif settings.start_share:
-        raise TrainingError("a start share is of what the training began with: --start a run or a bundle")
+        raise TrainingError(NO_START)
     if settings.random_bits is RandomBits.SEARCHED:
         predictor = load_searcher(start_run, started)
         # Fitted anew between a kill and its going on, it would search for other subnets.

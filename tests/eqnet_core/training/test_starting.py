@@ -110,6 +110,24 @@ def test_a_result_can_keep_a_share_of_what_it_began_with(
         replace(SUPERNET, start_share=1.0)
 
 
+def test_a_float_network_can_keep_a_share_of_what_it_began_with(
+    digits: ImageData, trained: Path, tmp_path: Path
+) -> None:
+    before = load_file(trained / "float" / "float.safetensors")
+    alone = load_file(pretrain(digits, tmp_path / "a", FLOAT, CPU, start_run=trained))
+    shared = replace(FLOAT, start_share=0.25)
+    found = load_file(pretrain(digits, tmp_path / "b", shared, CPU, start_run=trained))
+    for name, value in found.items():
+        expected = alone[name] if value.dtype == np.int64 else 0.25 * before[name] + 0.75 * alone[name]
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(found["fc.weight"] - alone["fc.weight"]).max() > 1e-4
+    with pytest.raises(TrainingError, match="--start"):
+        pretrain(digits, tmp_path / "c", shared, CPU)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(TrainingError, match="start share"):
+        replace(FLOAT, start_share=-0.1)
+
+
 def test_a_float_network_begins_with_another(
     digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
 ) -> None:
