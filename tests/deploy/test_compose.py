@@ -70,3 +70,14 @@ def test_the_proxy_lets_through_what_the_service_takes(services: dict[str, Any])
     assert wait is not None
     assert int(wait[1]) > 600
     assert "http://api:8000;" in text
+
+
+def test_the_proxy_can_write_what_it_writes(services: dict[str, Any]) -> None:
+    """nginx makes its pid file and folders when it starts, and ends if it cannot."""
+    proxy = services["proxy"]
+    assert proxy["read_only"]
+    text = (ROOT / "docker" / "nginx.conf").read_text()
+    written = re.findall(r"^\s*(?:pid|\w+_temp_path) (/\S+);", text, re.MULTILINE)
+    assert len(written) == 6
+    for path in written:
+        assert any(path.startswith(f"{mount}/") for mount in proxy["tmpfs"]), path
