@@ -51,7 +51,7 @@ def check_files(device: Device, files: Mapping[str, bytes]) -> None:
 
 
 def check_onnx(device: Device, content: bytes) -> None:
-    """Check integer types, zero-points, step sizes, granularity, axes and narrow range of an ONNX file.
+    """Check types, Clips, zero-points, step sizes, granularity, axes and narrow range of an ONNX file.
 
     Raises:
         UnsupportedTargetError: as `check_files`.
@@ -122,9 +122,13 @@ class _OnnxRules:
         if quantized[1] and weight is not None:
             faults |= self._weight_faults(layer, weight)
         found = _violations(self.device, (layer.name, "", "weight"), faults)
-        # A classifier's float bias is added after the integer product; a convolution's would be rounded.
-        if layer.op_type == "Conv" and len(layer.input) > 2 and not quantized[2]:
-            found += _violations(self.device, (layer.name, "", "bias"), {"is in floating point": True})
+        if len(layer.input) > 2:
+            signed = self.device.profile.signed
+            # A classifier's float bias is added after the integer product; a convolution's would be rounded,
+            # but for runtimes without unsigned types (TensorRT), which dequantise no int32.
+            floating = layer.op_type == "Conv" and not signed and not quantized[2]
+            faults = {"is in floating point": floating, "is in int32": signed and quantized[2]}
+            found += _violations(self.device, (layer.name, "", "bias"), faults)
         return found
 
     def _weight_faults(self, layer: onnx.NodeProto, dequantize: onnx.NodeProto) -> dict[str, bool]:
@@ -156,6 +160,14 @@ class _OnnxRules:
             "has a step size per channel": scale.ndim > 0,
             **_parameter_faults(self.device.activation, scale, zero_point.astype(np.int32) - shift),
         }
+        clipped = self.producers.get(node.input[0])
+        # TensorRT clips floating-point values only, and knows a pair by its neighbourhood.
+        faults["has a Clip of integers"] = (
+            self.device.profile.signed
+            and node.op_type == "DequantizeLinear"
+            and clipped is not None
+            and clipped.op_type == "Clip"
+        )
         name = node.name.rpartition(".")[0].removesuffix(".input")
         return _violations(self.device, (name, "", "activation"), faults)
 

@@ -24,6 +24,11 @@ _TYPES = {
     "int32": onnx.TensorProto.INT32,
 }
 
+_WITHOUT_NIBBLES = (19, 8)
+"""Opset and IR version of a file without 4-bit integers, for toolkits that end there (TensorRT 10.0 at opset
+20, RKNN 2.3 at 19, TIDL at 19 and IR 8).
+"""
+
 
 @dataclass
 class GraphBuilder:
@@ -53,14 +58,33 @@ class GraphBuilder:
         return name
 
 
+def clip_values(
+    builder: GraphBuilder, value: str, name: str, scale: np.float32, codes: tuple[int, int]
+) -> str:
+    """Clip `value` to what `codes` (lowest and highest, less their zero-point) stand for: `<name>.bounded`.
+
+    For runtimes without unsigned types, which take nothing between the pair: TensorRT has no integer Clip.
+    A bound is a whole number of steps, so that what is clipped to it rounds to that code.
+    """
+    bounds = [
+        builder.initializer(f"{name}.{which}", "float32", value_of(code, scale))
+        for which, code in zip(("low", "high"), codes, strict=True)
+    ]
+    return builder.node("Clip", f"{name}.clip", [value, *bounds], f"{name}.bounded")
+
+
+def value_of(code: int, scale: np.float32) -> NDArray[np.float32]:
+    """What a code less its zero-point stands for, float32 []."""
+    return np.asarray(np.float32(code) * np.float32(scale))
+
+
 def quantize_input(
     builder: GraphBuilder, value: str, layer: QuantizedLayer, spec: LayerSpec, *, signed: bool
 ) -> str:
     """QuantizeLinear -> integer Clip (where the codes are narrower than the type) -> DequantizeLinear.
 
     Returns the dequantised value, `<layer>.input`. The Clip works on integers, because a float Clip before
-    the QuantizeLinear keeps ONNX Runtime from fusing, and rounds differently at the ends when the zero-point
-    is not 0.
+    the QuantizeLinear keeps ONNX Runtime from fusing; for `signed` runtimes it is that one (`clip_values`).
     """
     container = activation_container(layer, spec, signed=signed)
     quantizer, name = layer.activation, f"{layer.name}.input"
@@ -68,8 +92,11 @@ def quantize_input(
     zero_point = builder.initializer(
         f"{name}.zero_point", container.type, quantizer.zero_point + container.shift
     )
+    if container.clip and signed:
+        bounds = (quantizer.low - int(quantizer.zero_point), quantizer.high - int(quantizer.zero_point))
+        value = clip_values(builder, value, name, np.float32(quantizer.scale), bounds)
     codes = builder.node("QuantizeLinear", f"{name}.quantize", [value, scale, zero_point], f"{name}.codes")
-    if container.clip:
+    if container.clip and not signed:
         low = builder.initializer(f"{name}.low", container.type, np.array(quantizer.low + container.shift))
         high = builder.initializer(f"{name}.high", container.type, np.array(quantizer.high + container.shift))
         codes = builder.node("Clip", f"{name}.clip", [codes, low, high], f"{name}.clipped")
@@ -144,8 +171,10 @@ def assemble(
     `metadata` is stored under `eqnet.<key>`, beside `format`, architecture, configuration, normalisation and
     class names. Equal arguments give equal bytes.
     """
-    model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="eqnet")
-    model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=OPSET))
+    nibbles = any(tensor.data_type == onnx.TensorProto.INT4 for tensor in builder.initializers)
+    opset, ir_version = (OPSET, IR_VERSION) if nibbles else _WITHOUT_NIBBLES
+    model = onnx.ModelProto(ir_version=ir_version, producer_name="eqnet")
+    model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=opset))
     model.graph.name = f"{subnet.architecture}-subnet"
     model.graph.node.extend(builder.nodes)
     model.graph.initializer.extend([*constants, *builder.initializers])

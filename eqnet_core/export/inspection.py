@@ -17,9 +17,13 @@ from eqnet_core.subnet import QuantizedLayer, Subnet
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNodes:
-    """One quantised layer: `value` is what is quantised, `output` the layer's result, bias included."""
+    """One quantised layer: `value` is what is quantised, `output` the layer's result, bias included.
+
+    `clip` is of codes, between the pair; `bound` of values, in front of it, as signed runtimes have it.
+    """
 
     value: str
+    bound: onnx.NodeProto | None
     quantize: onnx.NodeProto
     clip: onnx.NodeProto | None
     dequantize_input: onnx.NodeProto
@@ -44,8 +48,12 @@ def find_layers(model: onnx.ModelProto, names: list[str]) -> dict[str, LayerNode
         clip = producers.get(dequantize_input.input[0])
         clip = clip if clip is not None and clip.op_type == "Clip" else None
         quantize = _producer(producers, (clip or dequantize_input).input[0], "QuantizeLinear", name)
+        bound = producers.get(quantize.input[0])
+        if bound is None or (bound.op_type, bound.name) != ("Clip", f"{name}.input.clip"):  # or a ReLU6
+            bound = None
         layers[name] = LayerNodes(
-            value=quantize.input[0],
+            value=(bound or quantize).input[0],
+            bound=bound,
             quantize=quantize,
             clip=clip,
             dequantize_input=dequantize_input,
@@ -89,6 +97,11 @@ def _check_activation(
     low, high = int(limits.min), int(limits.max)
     if nodes.clip is not None:
         low, high = (int(_array(tensors, name)) for name in nodes.clip.input[1:])
+    if nodes.bound is not None:
+        for name, code in zip(nodes.bound.input[1:], (quantizer.low, quantizer.high), strict=True):
+            value = np.float32(code - int(quantizer.zero_point)) * np.float32(quantizer.scale)
+            _equal(layer.name, "bounds of the input", _array(tensors, name), np.asarray(value))
+        low, high = quantizer.low, quantizer.high
     # an input that is never negative never rounds to a code below its zero-point
     below = spec.nonnegative and low - shift <= quantizer.low
     if (not below and low - shift != quantizer.low) or high - shift != quantizer.high:

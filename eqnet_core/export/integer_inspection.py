@@ -78,11 +78,18 @@ def _check_layer(
     _equal(layer.name, "weight codes", codes, layer.codes)
     _equal(layer.name, "weight scale", scale, layer.scale)
     _equal(layer.name, "weight zero-point", zero_point, np.zeros(len(layer.codes), np.int8))
-    bias = file.producer(node.input[2], "DequantizeLinear", layer.name)
-    codes, scale = (file.array(name) for name in bias.input)
-    _equal(layer.name, "bias", codes, layer.bias)
-    _equal(layer.name, "bias scale", scale, layer.bias_scale)
-    for dequantize in (weight, bias):
+    scaled = [weight]
+    if integers.subnet.configuration.signed:
+        _equal(
+            layer.name, "bias", file.array(node.input[2]), layer.bias.astype(np.float32) * layer.bias_scale
+        )
+    else:
+        bias = file.producer(node.input[2], "DequantizeLinear", layer.name)
+        codes, scale = (file.array(name) for name in bias.input)
+        _equal(layer.name, "bias", codes, layer.bias)
+        _equal(layer.name, "bias scale", scale, layer.bias_scale)
+        scaled.append(bias)
+    for dequantize in scaled:
         if [attribute.i for attribute in dequantize.attribute if attribute.name == "axis"] != [0]:
             raise ProofError(f"{layer.name}: a scale per output channel lies along another axis")
     tensor = plan.tensor_of[step.inputs[0]]
@@ -110,11 +117,13 @@ def _check_pair(file: _File, value: str, name: str, expected: TensorQuantizer, r
     if clip is not None:
         low, high = (int(file.array(bound)) for bound in clip.input[1:])
     relu = file.maybe(quantize.input[0], "Relu") or file.maybe(quantize.input[0], "Clip")
-    if relu is not None:
+    if relu is not None and relu.op_type == "Relu":
         low = max(low, int(zero_point))
-    if relu is not None and relu.op_type == "Clip":
+    elif relu is not None:
         least, cap = (file.array(bound) for bound in relu.input[1:])
-        _equal(name, "lower bound", least, np.asarray(np.float32(0)))
+        # A bound between two steps would let values through that round to the right code, and others.
+        _equal(name, "lower bound", least, np.asarray(np.float32(expected.low - expected.zero_point) * scale))
+        low = max(low, int(np.rint(least / scale) + zero_point))
         high = min(high, int(np.rint(cap / scale) + zero_point))
     if (low, high) != (expected.low, expected.high):
         raise ProofError(

@@ -1,8 +1,12 @@
 """`model.integer.onnx`, flavour `integer`: every convolution and the classifier run on integer kernels.
 
-Q/DQ pairs around every computation, int8 weights with zero-point 0, int32 biases, no BatchNorm, and ReLUs
-only for runtimes without unsigned types: what runtimes fuse to QLinearConv, QLinearAdd and the like without a
-float tensor in between. int4 weights would load, but reach no integer kernel.
+Q/DQ pairs around every computation, int8 weights with zero-point 0, int32 biases, no BatchNorm and no ReLU:
+what runtimes fuse to QLinearConv, QLinearAdd and the like without a float tensor in between. int4 weights
+would load, but reach no integer kernel.
+
+For runtimes without unsigned types (TensorRT), ReLUs and bounds are nodes in front of a pair, and the same
+biases are float32: it takes no Clip of integers, and dequantises no int32
+(https://github.com/onnx/onnx-tensorrt/issues/850).
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from eqnet_core.export.folding import FoldedLayer, IntegerSubnet, TensorQuantizer, fold
-from eqnet_core.export.graph import GraphBuilder, assemble
+from eqnet_core.export.graph import GraphBuilder, assemble, clip_values
 from eqnet_core.export.plan import IMAGE, LOGITS, IntegerPlan, Step, plan_integers
 from eqnet_core.export.template import FloatGraph
 from eqnet_core.ranges import TensorRanges
@@ -83,10 +88,11 @@ def _layer(builder: GraphBuilder, step: Step, dequantized: Mapping[str, str], in
     layer, value = integers.layers[step.layer], dequantized[step.inputs[0]]
     if step.layer in integers.requantized:
         value = _quantize(builder, value, f"{step.layer}.input", layer.input)
-    return _copy(builder, step, [value, *_weight_and_bias(builder, layer)])
+    signed = integers.subnet.configuration.signed
+    return _copy(builder, step, [value, *_weight_and_bias(builder, layer, signed=signed)])
 
 
-def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer) -> tuple[str, str]:
+def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer, *, signed: bool) -> tuple[str, str]:
     weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
     zero_points = np.zeros(len(layer.codes), np.int8)
     inputs = [
@@ -95,6 +101,8 @@ def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer) -> tuple[str, st
         builder.initializer(f"{weight}.zero_point", "int8", zero_points),
     ]
     builder.node("DequantizeLinear", f"{weight}.dequantize", inputs, weight, axis=0)
+    if signed:
+        return weight, builder.initializer(bias, "float32", float_bias(layer))
     inputs = [
         builder.initializer(f"{bias}.codes", "int32", layer.bias),
         # ONNX Runtime fuses only where this is exactly the product of the input's and the weight's scale.
@@ -102,6 +110,11 @@ def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer) -> tuple[str, st
     ]
     builder.node("DequantizeLinear", f"{bias}.dequantize", inputs, bias, axis=0)
     return weight, bias
+
+
+def float_bias(layer: FoldedLayer) -> NDArray[np.float32]:
+    """The folded bias float32 [C], in whole steps: a runtime that rounds it to them changes nothing."""
+    return layer.bias.astype(np.float32) * layer.bias_scale
 
 
 def _copy(builder: GraphBuilder, step: Step, inputs: list[str]) -> str:
@@ -122,7 +135,8 @@ def _quantize(
 ) -> str:
     """QuantizeLinear -> integer Clip (where the codes are fewer than the type's) -> DequantizeLinear.
 
-    `moves` names the tensor whose codes `value` has already: its scale and zero-point, nothing to clip.
+    With int8 the Clip is one of floats in front, and stands for the ReLU too. `moves` names the tensor whose
+    codes `value` has already: its scale and zero-point, nothing to clip.
     """
     owner = moves or name
     scale, zero_point = f"{owner}.scale", f"{owner}.zero_point"
@@ -130,7 +144,10 @@ def _quantize(
         builder.initializer(scale, "float32", np.asarray(quantizer.scale))
         builder.initializer(zero_point, quantizer.type, np.asarray(quantizer.zero_point))
     clip = quantizer.clips and not moves
-    if quantizer.relu and not moves:
+    if clip and quantizer.type == "int8":
+        bounds = (quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point)
+        value, clip = clip_values(builder, value, name, quantizer.scale, bounds), False
+    elif quantizer.relu and not moves:
         value = _relu(builder, value, name, quantizer.cap)
     codes = f"{name}.codes"
     first = f"{name}.unclipped" if clip else codes

@@ -20,7 +20,7 @@ from eqnet_core.export.encodings import encodings
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
 from eqnet_core.export.state_dict import read_subnet, save_subnet
-from eqnet_core.space import BIT_WIDTHS, SearchSpace, SubnetConfiguration
+from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import Subnet
 
 CATALOGUE = load_catalogue()
@@ -198,6 +198,22 @@ def test_the_file_of_another_device_is_refused(files_of: Callable[[Device], File
     message = str(error.value)
     assert "/layers/conv1/activation is in uint8" in message
     assert "weight is in int4" in message
+
+
+def test_tensorrt_refuses_integer_clips_and_biases(
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    integer_exporter: IntegerExporter,
+    files_of: Callable[[Device], Files],
+    space: SearchSpace,
+) -> None:
+    """What other devices get in the same type: a Clip between the pair, a bias in int32."""
+    subnet = make_subnet(space.uniform(FORMS[4], 4))
+    content = integer_exporter.render(integer_exporter.fold(subnet), {})
+    with pytest.raises(UnsupportedTargetError) as error:
+        check_onnx(CATALOGUE["tensorrt"], content)
+    assert "/layers/conv1/bias is in int32" in str(error.value)
+    assert "activation has a Clip of integers" in str(error.value)
+    check_onnx(CATALOGUE["tensorrt"], files_of(CATALOGUE["tensorrt"])["model.integer.onnx"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ def test_every_form_holds_the_subnets_integers(exporter: ExactExporter, subnets:
         model = onnx.load_from_string(exporter.render(subnet, METADATA))
         onnx.checker.check_model(model, full_check=True)
         check_integers(model, subnet)
-        assert (model.ir_version, model.opset_import[0].version) == (10, 21)
+        # the first opset with 4-bit integers only where there are any: some toolkits end at 19 or 20
+        nibbles = any(tensor.data_type == TensorProto.INT4 for tensor in model.graph.initializer)
+        expected = (10, 21) if nibbles else (8, 19)
+        assert (model.ir_version, model.opset_import[0].version) == expected
 
 
 def test_layers_are_quantised_and_batch_norm_is_kept(exporter: ExactExporter, subnets: list[Subnet]) -> None:
