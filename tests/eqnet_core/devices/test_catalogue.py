@@ -89,10 +89,10 @@ def test_forms_and_ranges_are_those_of_the_sources() -> None:
     }
     assert {
         name for name, profile in profiles.items() if profile.weight_granularity is Granularity.PER_TENSOR
-    } == {"qualcomm-htp-v66", "qualcomm-htp-v68", "ti-tidl", "ti-tidl-tda4vm"}
+    } == {"qualcomm-htp-v66", "qualcomm-htp-v68"}
     assert {
         name for name, device in CATALOGUE.items() if device.activation.symmetries == (Symmetry.SYMMETRIC,)
-    } == {"tensorrt", "fpga-mixed", "apple-coreml", "ti-tidl-tda4vm"}
+    } == {"tensorrt", "fpga-mixed", "apple-coreml", "ti-tidl", "ti-tidl-tda4vm"}
     assert {profile.weight_symmetry for profile in profiles.values()} == {Symmetry.SYMMETRIC}
 
 
