@@ -27,7 +27,7 @@ from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, load_data, normalise
-from eqnet_core.training.run import tensors_digest
+from eqnet_core.training.run import save_tensors, tensors_digest
 from eqnet_core.training.subnets import sample_configuration
 
 SEED = 40_000
@@ -80,7 +80,8 @@ def measure_reference(bench: Bench, chosen: list[SubnetConfiguration], path: Pat
     Begins anew where the file is of another supernet or of another number of images.
     """
     found: dict[str, list] = {name: [] for name in (*DRAWS, "means", "variances")}
-    measured = f"{tensors_digest(bench.supernet.tensors())}, {len(bench.images)} images"
+    digest = tensors_digest(bench.supernet.tensors())
+    measured = f"{digest}, {len(bench.images)} test images of {bench.data.digest}"
     if path.exists():
         with np.load(path) as archive:
             if str(archive.get("measured")) == measured:
@@ -94,9 +95,8 @@ def measure_reference(bench: Bench, chosen: list[SubnetConfiguration], path: Pat
             if draw == 0:
                 found["means"].append(np.concatenate([mean for mean, _ in statistics.values()]))
                 found["variances"].append(np.concatenate([variance for _, variance in statistics.values()]))
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.array(values) for name, values in found.items()}
-        np.savez(path, measured=measured, **arrays)
+        save_tensors(path, {"measured": np.array(measured), **arrays})
         print(f"reference {position + 1} of {len(chosen)}", flush=True)
     return {name: np.array(values) for name, values in found.items()}
 
@@ -124,15 +124,18 @@ def main() -> None:
         statistics = predictor.predict(configuration, bundle.space)
         seconds.append(time.perf_counter() - started)
         hits.append(bench.hits(configuration, statistics))
-    accuracy = {name: 100 * reference[name].mean(axis=1) for name in DRAWS}
-    accuracy["predicted"] = 100 * np.array(hits).mean(axis=1)
-    base = accuracy["4,096 images"]
-    print(f"{len(chosen)} configurations, {options.images} test images; 4,096 images: {base.mean():.2f} %")
+    found = {**{name: reference[name] for name in DRAWS}, "predicted": np.array(hits)}
+    base = found.pop("4,096 images").astype(float)
+    print(
+        f"{len(chosen)} configurations, {base.shape[1]} test images; 4,096 images: {100 * base.mean():.2f} %"
+    )
     print("statistics      top-1   cost: mean   standard error   worst")
-    for name in list(accuracy)[1:]:
-        cost = base - accuracy[name]
-        error = cost.std(ddof=1) / np.sqrt(len(cost))
-        print(f"{name:14} {accuracy[name].mean():6.2f}  {cost.mean():11.2f} {error:16.2f} {cost.max():7.2f}")
+    for name, right in found.items():
+        cost = 100 * (base - right)  # [configurations, images]
+        # All configurations are measured on the same images: those, not the configurations, are the sample.
+        error = cost.mean(axis=0).std(ddof=1) / np.sqrt(cost.shape[1])
+        worst = cost.mean(axis=1).max()
+        print(f"{name:14} {100 * right.mean():6.2f}  {cost.mean():11.2f} {error:16.2f} {worst:7.2f}")
     size = bundle.document["files"][STATISTICS]["bytes"]
     print(f"{1000 * np.median(seconds):.2f} ms per subnet, {size / 1e6:.2f} MB")
 

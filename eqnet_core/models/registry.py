@@ -22,7 +22,9 @@ class Architecture:
 
 
 def _torchvision(name: str) -> Architecture:
-    """A classification network of torchvision for 224 x 224 images."""
+    """A classification network of torchvision for 224 x 224 images, without dropout: a teacher and the
+    subnets that it guides see the same network.
+    """
 
     def build(classes: int) -> nn.Module:
         try:
@@ -31,6 +33,9 @@ def _torchvision(name: str) -> Architecture:
         except ImportError as error:
             raise InvalidConfigurationError(f"{name} is torchvision's: install torchvision") from error
         model: nn.Module = get_model(name, weights=None, num_classes=classes)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         return model
 
     return Architecture(build=build, input_shape=(3, 224, 224))

@@ -231,6 +231,8 @@ def _sample(run: Path, data: ImageData, options: argparse.Namespace, device: tor
     )
     predictor = None
     if settings.searched:
+        supernet = load_trained(run / "supernet")
+        check_origins(run / "prediction", {"supernet": supernet_digest(supernet)})
         tensors = load_tensors(run / "prediction" / "predictor.npz", stage="fit")
         predictor = AccuracyPredictor.from_tensors(tensors)
     folder = run / "samples"
@@ -345,7 +347,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         statistics=statistics,
         ranges=ranges,
         integer_quality=integer_quality,
-        calibration=_calibration_images(supernet, options),
+        calibration=_calibration_images(run, options),
         graph=trace_float_graph(
             supernet.architecture, supernet.input.shape, len(supernet.classes)
         ).to_bytes(),
@@ -356,12 +358,18 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     print(f"wrote {options.out}, {bundle.digest}")
 
 
-def _calibration_images(supernet: Supernet, options: argparse.Namespace) -> NDArray[np.uint8] | None:
+def _calibration_images(run: Path, options: argparse.Namespace) -> NDArray[np.uint8] | None:
     if not options.calibration_images:
         return None
     if options.data is None:
         raise TrainingError("calibration images asked for, but no --data to take them from")
-    data = load_data(options.data, input_shape=supernet.input.shape, held_out=options.held_out, seed=0)
+    shape = load_trained(run / "supernet").input.shape
+    data = load_data(options.data, input_shape=shape, held_out=options.held_out, seed=0)
+    load_trained(run / "supernet", data)  # which refuses other images
+    if not 0 < options.calibration_images <= len(data.train):
+        raise TrainingError(
+            f"{options.calibration_images} calibration images asked for: there are {len(data.train)} to take"
+        )
     order = seeded(options.seed, "calibration", 0).permutation(len(data.train))
     drawn = data.train.subset(torch.from_numpy(order[: options.calibration_images]))
     generator = torch_seeded(options.seed, "calibration", 0)

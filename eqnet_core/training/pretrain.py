@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 from eqnet_core.models import build_model
-from eqnet_core.training.batches import Batches, ImageSizes, check_mixed
+from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, check_mixed
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
@@ -37,8 +38,9 @@ class PretrainSettings:
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
         cutmix: share of the batches that are mixed, [0, 1].
         start: which network's weights it began with, and that one's settings; None for random ones.
-        start_share: share of those weights in the result, [0, 1): all tensors are interpolated once training
-            has ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The log has the rest alone.
+        start_share: share of those weights in the result, [0, 1): they are interpolated once training has
+            ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903), and BatchNorm's statistics estimated anew
+            from 4,096 augmented training images. The log has the rest alone.
         precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
@@ -101,7 +103,7 @@ def pretrain(
         settings = replace(settings, start=load_start_weights(start_run, model, data, settings.architecture))
     elif settings.start_share:
         raise TrainingError(NO_START)
-    started = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    started = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model = model.to(device)
     run = Run(folder, settings, origins={"data": data.digest})
     result = folder / WEIGHTS
@@ -160,11 +162,13 @@ def pretrain(
             run.checkpoint(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             )
-    trained = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    for name, tensor in trained.items():
-        if tensor.is_floating_point():  # all but BatchNorm's count of batches
-            trained[name] = tensor.lerp(started[name], settings.start_share)
-    write_atomically(result, save(trained))
+    if settings.start_share:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.lerp_(started[name].to(device), settings.start_share)
+        # Of mixed weights, BatchNorm's statistics are no mixture; and a bundle, to begin with, has none.
+        update_bn(calibration_batches(data, images=4096, seed=settings.seed, index=0, device=device), model)
+    write_atomically(result, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
     return result
 
 

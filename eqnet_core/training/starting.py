@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def check_input(started: Supernet, data: ImageData, architecture: str) -> None:
         )
 
 
+def check_split(described: Mapping[str, Any], data: ImageData) -> None:
+    """Refuse to begin with what says that it was trained on others than `data`.
+
+    Raises:
+        TrainingError: it does. Means, which `check_input` compares, are rounded: splits may share them.
+    """
+    if described.get("data", data.digest) != data.digest:
+        raise TrainingError(
+            "what the training is to begin with was trained on other images, or another split of them: "
+            "repeat its --data and --held-out"
+        )
+
+
 def load_start(folder: Path) -> tuple[Supernet, dict[str, Any]]:
     """The supernet trained in a run's folder, or that of a bundle.
 
@@ -135,6 +149,7 @@ def load_start_weights(folder: Path, model: nn.Module, data: ImageData, architec
         if is_bundle(folder):
             supernet, described = load_start(folder)
             check_input(supernet, data, architecture)
+            check_split(described, data)
             theirs = supernet.tensors()
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(torch.from_numpy(theirs[name]))

@@ -16,7 +16,7 @@ from eqnet_core.space import LayerSpec, SearchSpace
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.data import ImageData
-from eqnet_core.training.run import tensors_digest
+from eqnet_core.training.run import check_origins, tensors_digest
 
 TENSORS = "supernet.safetensors"
 DESCRIPTION = "supernet.json"
@@ -71,6 +71,7 @@ def load_trained(folder: Path, data: ImageData | None = None) -> Supernet:
         raise TrainingError(f"{folder} does not hold a trained supernet: {error}") from error
     if data is not None:
         _check_data(folder, supernet, data)
+        check_origins(folder, {"data": data.digest})  # splits may share a mean, which is rounded
     return supernet.eval()
 
 

@@ -26,9 +26,10 @@ from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_accuracies
 from eqnet_core.training.losses import check_temperature, guided_loss, weight_distribution_loss
-from eqnet_core.training.run import Run, tensors_digest
+from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.starting import (
     NO_START,
+    check_split,
     check_start_share,
     float_digest,
     float_network,
@@ -38,7 +39,7 @@ from eqnet_core.training.starting import (
 )
 from eqnet_core.training.subnets import RandomBits, sandwich
 from eqnet_core.training.teacher import load_teacher
-from eqnet_core.training.trained import save_trained
+from eqnet_core.training.trained import TENSORS, save_trained
 
 WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 """Form index and uniform bits whose held-out accuracy is logged every epoch: per channel, and the hardest."""
@@ -60,7 +61,8 @@ class SupernetSettings:
         temperature: of all guidance, as in `guided_loss`: one for all, as it decides how much each subnet's
             gradient weighs in the weights that they share.
         subnet_weights: of the losses of the highest, the random and the lowest subnet, at least 0 and not all
-            of them 0. Only their ratios matter to Adam, and they decide which bit-widths shared weights suit.
+            of them 0. They decide which bit-widths the shared weights suit; the regularisation of weights is
+            not among them, so keep their sum near 3.
         cutmix: share of the batches that are mixed, [0, 1]; their accuracy is that of the larger part.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
@@ -139,6 +141,8 @@ def train_supernet(
             whose rates had begun to fall without a plateau; or `start_run` or one of `teacher_runs` lacks
             what is taken from it.
     """
+    # The highest bits are as good as the float network lets them be: what it saw must not be held out here.
+    check_origins(float_weights.parent, {"data": data.digest})
     started = predictor = None
     if start_run is not None:
         started, described = load_start(start_run)
@@ -151,6 +155,7 @@ def train_supernet(
         digest = tensors_digest(predictor.to_tensors())
         settings = replace(settings, start={**(settings.start or {}), "predictor": digest})
     supernet = start_supernet(data, float_weights, settings.architecture, device, started)
+    check_split(settings.start or {}, data)
     origins = {"data": data.digest, "float": float_digest(float_weights)}
     teacher = None
     if teacher_runs:
@@ -177,6 +182,8 @@ def train_supernet(
     if (state := run.resume()) is not None:
         steps.load(state)
         start = state["step"]
+        if start == steps.plateau_end:  # killed before it was kept
+            run.keep_plateau()
     totals = torch.zeros(7, dtype=torch.float64, device=device)
     seen, began = 0, time.perf_counter()
     progress = tqdm(range(start, steps.total), initial=start, total=steps.total, desc="supernet", unit="step")
@@ -393,6 +400,9 @@ def extend(run: Run, settings: SupernetSettings) -> None:
             f"{run.folder} holds a run of {before} epochs: repeat that to go on, or choose another folder. "
             "More epochs can be added to a run with --cooldown below 1, once its plateau is over"
         )
+    (run.folder / TENSORS).unlink(
+        missing_ok=True
+    )  # those of the shorter run are not what the settings will say
     run.extend()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch.nn import Dropout
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.cost import CostModel
@@ -81,6 +82,13 @@ def test_space_and_cost_are_the_networks(architecture: str, layers: int, weights
     assert cost.weight_bits == 4
     # per-channel parameters weigh more where layers are small
     assert 5 < cost.compression < 8
+
+
+def test_mobilenet_is_trained_without_dropout() -> None:
+    """A teacher is in training mode, for BatchNorm, and the subnets of a step guide each other."""
+    assert not any(
+        module.p for module in build_model("mobilenet_v2", 4).modules() if isinstance(module, Dropout)
+    )
 
 
 def test_mobilenets_activations_are_capped_or_have_a_sign() -> None:

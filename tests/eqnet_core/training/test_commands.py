@@ -38,3 +38,16 @@ def test_a_bundle_is_not_made_of_measurements_of_another_supernet(
         with pytest.raises(SystemExit):
             main(asked)
         assert problem in capsys.readouterr().err
+
+
+def test_a_search_for_samples_needs_a_predictor_of_this_supernet(
+    tmp_path: Path, supernet: Supernet, digits_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("supernet", "prediction"):
+        (tmp_path / folder).mkdir()
+    save_trained(tmp_path / "supernet", supernet)
+    (tmp_path / "prediction" / "settings.json").write_text(json.dumps({"supernet": "sha256:other"}))
+    asked = ["sample", "--run", str(tmp_path), "--data", str(digits_file), "--held-out", "64"]
+    with pytest.raises(SystemExit):
+        main([*asked, "--searched", "5"])
+    assert f"{tmp_path / 'prediction'} was made with another supernet" in capsys.readouterr().err

@@ -136,6 +136,28 @@ def test_a_supernet_given_more_epochs_ends_as_if_it_had_them_at_first(
         train_supernet(digits, weights, tmp_path / "extended", short, CPU)
 
 
+def test_a_plateau_that_was_not_kept_is_kept_by_going_on(
+    digits: ImageData, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = trained / "float" / "float.safetensors"
+    short = replace(SUPERNET, cooldown=0.5)
+
+    def killed(self: Run) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "keep_plateau", killed)
+        with pytest.raises(KilledError):
+            train_supernet(digits, weights, tmp_path, short, CPU)
+    result = train_supernet(digits, weights, tmp_path, short, CPU)
+    assert result.exists()
+    # until it ends, the folder holds nothing that the settings of the longer run do not describe
+    with broken_off(monkeypatch, at_step=3):
+        train_supernet(digits, weights, tmp_path, replace(short, epochs=3), CPU)
+    with pytest.raises(TrainingError, match="run the supernet stage first"):
+        load_trained(tmp_path)
+
+
 def test_a_supernet_without_a_plateau_cannot_be_given_more_epochs(
     digits: ImageData, trained: Path, tmp_path: Path
 ) -> None:

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 
 from eqnet_core.bundle import Bundle, shipped_bundles, write_bundle
 from eqnet_core.errors import TrainingError
-from eqnet_core.training.batches import ImageSizes
+from eqnet_core.training.batches import ImageSizes, calibration_batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.starting import float_digest
+from eqnet_core.training.starting import float_digest, float_network
 from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.trained import load_trained, supernet_digest
 from eqnet_core.training.trainer import SupernetSettings, train_supernet
@@ -111,16 +111,26 @@ def test_a_result_can_keep_a_share_of_what_it_began_with(
 
 
 def test_a_float_network_can_keep_a_share_of_what_it_began_with(
-    digits: ImageData, trained: Path, tmp_path: Path
+    digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    before = load_file(trained / "float" / "float.safetensors")
-    alone = load_file(pretrain(digits, tmp_path / "a", FLOAT, CPU, start_run=trained))
     shared = replace(FLOAT, start_share=0.25)
-    found = load_file(pretrain(digits, tmp_path / "b", shared, CPU, start_run=trained))
-    for name, value in found.items():
-        expected = alone[name] if value.dtype == np.int64 else 0.25 * before[name] + 0.75 * alone[name]
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
-    assert np.abs(found["fc.weight"] - alone["fc.weight"]).max() > 1e-4
+    images = calibration_batches(digits, images=4096, seed=FLOAT.seed, index=0, device=CPU)
+    for start, before in (
+        (trained, load_file(trained / "float" / "float.safetensors")),
+        (bundle, load_trained(trained / "supernet").tensors()),
+    ):
+        folder = tmp_path / start.name
+        alone = load_file(pretrain(digits, folder / "alone", FLOAT, CPU, start_run=start))
+        path = pretrain(digits, folder / "shared", shared, CPU, start_run=start)
+        model = float_network(digits, path, "resnet20")
+        for name, parameter in model.named_parameters():
+            expected = 0.25 * before[name] + 0.75 * alone[name]
+            np.testing.assert_allclose(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+        assert np.abs(load_file(path)["fc.weight"] - alone["fc.weight"]).max() > 1e-4
+        # the statistics are those of the mixture, which is neither of the two, and a bundle has none
+        with torch.no_grad():
+            expected = torch.stack([model.conv1(batch).mean((0, 2, 3)) for batch in images]).mean(0)
+        torch.testing.assert_close(model.bn1.running_mean, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(TrainingError, match="--start"):
         pretrain(digits, tmp_path / "c", shared, CPU)
     assert not (tmp_path / "c").exists()
@@ -162,6 +172,15 @@ def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: 
     for start in (trained, bundle):
         with pytest.raises(TrainingError, match="another split"):
             pretrain(split_differently, tmp_path / "new", FLOAT, CPU, start_run=start)
+    same_mean = replace(digits, train=digits.held_out, held_out=digits.train)
+    of_same_mean = pretrain(same_mean, tmp_path / "other" / "float", FLOAT, CPU)
+    for start in (trained, bundle):
+        with pytest.raises(TrainingError, match="another split"):
+            pretrain(same_mean, tmp_path / "new", FLOAT, CPU, start_run=start)
+        with pytest.raises(TrainingError, match="another split"):
+            train_supernet(same_mean, of_same_mean, tmp_path / "new", SUPERNET, CPU, start_run=start)
+    with pytest.raises(TrainingError, match="another split"):  # the float network's
+        train_supernet(same_mean, weights, tmp_path / "new", SUPERNET, CPU)
     for nothing in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(TrainingError, match="run the pretrain stage first"):
             pretrain(digits, tmp_path / "new", FLOAT, CPU, start_run=nothing)
