@@ -101,6 +101,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         settings = Settings()
+        if settings.broker_url is not None and not _has_celery():
+            return 1
         check_exposure(options.host, keys=settings.keys.required, anonymous=settings.allow_anonymous)
         # Tried before the server starts: its own message would be a stack trace out of the lifespan.
         if settings.redis_url is None:
@@ -133,8 +135,6 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _worker(options: argparse.Namespace) -> int:
-    import importlib.util
-
     from pydantic import ValidationError
 
     from service.settings import Settings
@@ -146,10 +146,7 @@ def _worker(options: argparse.Namespace) -> int:
     if settings.broker_url is None:
         print("eqnet: EQNET_BROKER_URL: set it to the broker that the services use", file=sys.stderr)
         return 2
-    if importlib.util.find_spec("celery") is None:
-        print(
-            "eqnet: Celery is not installed: `scripts/install serve,workers` in the checkout", file=sys.stderr
-        )
+    if not _has_celery():
         return 1
     from eqnet_core.errors import EqnetError
     from service.jobs.celery_worker import run_worker
@@ -161,7 +158,7 @@ def _worker(options: argparse.Namespace) -> int:
 
     configure_logging(form=settings.log_format, level=options.log_level)
     try:
-        if settings.evaluation_data is not None:  # its builders would die of it, one after the other
+        if settings.evaluation_data is not None:  # now, not by every build that wants it
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)
         return run_worker(settings, log_level=options.log_level)
     except KeyEntryError as error:
@@ -170,6 +167,16 @@ def _worker(options: argparse.Namespace) -> int:
     except (EqnetError, KeyFileError, OSError, TracingError) as error:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
+
+
+def _has_celery() -> bool:
+    """Tells where it is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("celery") is not None:
+        return True
+    print("eqnet: Celery is not installed: `scripts/install serve,workers` in the checkout", file=sys.stderr)
+    return False
 
 
 def _tell_settings(error: ValidationError) -> int:

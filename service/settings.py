@@ -177,6 +177,30 @@ class Settings(BaseSettings):
             raise ValueError("workers need the same records as this server: set EQNET_REDIS_URL too")
         return value
 
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                from kombu.connection import Connection
+            except ImportError:  # `eqnet` says that Celery is not installed
+                return value
+            try:
+                for url in value.split(";"):  # several are tried in turn
+                    if "://" not in url:
+                        raise ValueError("no scheme")
+                    connection = Connection(url)  # type: ignore[no-untyped-call]
+                    connection.get_transport_cls()  # type: ignore[no-untyped-call]
+                    if url.startswith(("redis://", "rediss://")):
+                        int(connection.virtual_host.strip("/") or 0)
+            except Exception as error:  # kombu's: also KeyError, ImportError and NameError
+                # Not what kombu says: that may be part of a password.
+                raise ValueError(
+                    "Celery cannot use this URL, for its scheme, its port, its database, or a client that is "
+                    "not installed: use one such as redis://host:6379/1"
+                ) from error
+        return value
+
     @field_validator(
         "redis_url", "broker_url", "artifacts_url", "evaluation_data", "api_keys_file", mode="before"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,11 @@ from eqnet_core.errors import EqnetError
 from eqnet_core.subnet import InputSpec
 
 _BATCH = 100
+
+_UNREADABLE = (
+    OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+"""What reading a file raises that is empty, cut off, damaged, of another format or of other arrays."""
 
 
 def evaluation_digest(path: Path | str, *, limit: int) -> str:
@@ -45,9 +52,10 @@ class EvaluationSet:
         """
         try:
             digest = evaluation_digest(path, limit=limit)
-            with np.load(path, allow_pickle=False) as data:
+            # Opened here: numpy leaves a file open that it cannot read.
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 images, labels = data["x_test"][:limit], data["y_test"][:limit]
-        except (OSError, KeyError, ValueError) as error:
+        except _UNREADABLE as error:
             raise EqnetError(
                 f"EQNET_EVALUATION_DATA ({path}) is not an .npz with x_test and y_test: {error}"
             ) from error
@@ -55,6 +63,8 @@ class EvaluationSet:
             raise EqnetError(
                 f"EQNET_EVALUATION_DATA ({path}): x_test must be uint8 [N, C, H, W] and y_test have N entries"
             )
+        if len(images) == 0:
+            raise EqnetError(f"EQNET_EVALUATION_DATA ({path}): there are no images in x_test: give it some")
         return cls(digest=digest, images=images, labels=labels)
 
     def top1(self, state_dict: bytes) -> float:

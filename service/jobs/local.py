@@ -85,13 +85,18 @@ class LocalQueue:
                 raise unavailable(str(error)) from error
             if not isinstance(claim, Claim):
                 return claim if claim is not None else False
-            task = asyncio.create_task(self._builds.run(claim), name=f"build {order.id}")
+            begun = asyncio.Event()
+            task = asyncio.create_task(self._run(claim, begun), name=f"build {order.id}")
             self._running[order.id] = task
-            task.add_done_callback(lambda done: self._forget(order.id, done))
+            task.add_done_callback(lambda done: self._forget(order.id, done, begun))
             return True
         finally:
             if not isinstance(claim, Claim):
                 self._pool.cancel_reservation()
+
+    async def _run(self, claim: Claim, begun: asyncio.Event) -> object:
+        begun.set()
+        return await self._builds.run(claim)
 
     async def cancel(self, subnet: str) -> bool:
         task = self._running.get(subnet)
@@ -101,7 +106,9 @@ class LocalQueue:
         await asyncio.wait([task])
         return True
 
-    def _forget(self, subnet: str, task: asyncio.Task[object]) -> None:
+    def _forget(self, subnet: str, task: asyncio.Task[object], begun: asyncio.Event) -> None:
+        if not begun.is_set():  # cancelled before its first step: nobody else gives the place back
+            self._pool.cancel_reservation()
         if self._running.get(subnet) is task:
             del self._running[subnet]
         if not task.cancelled() and (error := task.exception()) is not None:

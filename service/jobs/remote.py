@@ -61,7 +61,10 @@ class CeleryQueue:
             return None
         if not self._workers:
             return "no worker runs: builds wait until one does (`eqnet worker`)"
-        return f"no worker has the bundle {bundle}: builds from it wait until one does"
+        return (
+            f"no worker has the bundle {bundle}: builds from it fail after half a minute, "
+            "restart workers with it"
+        )
 
     async def start(self) -> None:
         if self._keeper is None:

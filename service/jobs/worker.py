@@ -148,7 +148,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     evaluation = None
     if options.evaluation_data:
-        evaluation = EvaluationSet.open(options.evaluation_data, limit=options.evaluation_limit)
+        try:
+            evaluation = EvaluationSet.open(options.evaluation_data, limit=options.evaluation_limit)
+        except EqnetError as error:  # moved since the service started: most builds do without it
+            logger.error("nothing is verified here: %s", error)
     worker = Worker(options.bundles, options.artifacts_url, evaluation)
     worker.warm()
     while True:

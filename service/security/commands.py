@@ -62,7 +62,7 @@ def _add(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     for key in _file(options).read().keys:
-        print(f"{key.name}\t{key.scope}\t{'' if key.rate is None else f'{key.rate:g}/s'}".rstrip())
+        print(f"{key.name}\t{key.scope}\t{'' if key.rate is None else f'{key.rate:.9g}/s'}".rstrip())
 
 
 def _revoke(options: argparse.Namespace) -> None:

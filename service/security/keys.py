@@ -58,6 +58,8 @@ class ApiKey:
             raise KeyEntryError(f"the key {self.name} needs the 64 hexadecimal digits of its SHA-256")
         if self.rate is not None and not 0 < self.rate < 1_000_000:
             raise KeyEntryError(f"the rate of the key {self.name} must be above 0 and below 1,000,000")
+        if self.rate is not None and float(_written(self.rate)) != self.rate:
+            raise KeyEntryError(f"the rate of the key {self.name} must have at most 3 decimals")
 
     @classmethod
     def make(cls, *, name: str, scope: Scope, rate: float | None = None) -> tuple[ApiKey, str]:
@@ -74,12 +76,14 @@ class ApiKey:
         if scope not in list(Scope):
             raise KeyEntryError(f"the scope of a key is {' or '.join(Scope)}")
         if len(parts) == 4 and not _RATE.fullmatch(parts[3]):
-            raise KeyEntryError("the rate of a key is a number of requests per second")
+            raise KeyEntryError(
+                "the rate of a key is a number of requests per second with at most 3 decimals, such as 0.5"
+            )
         rate = float(parts[3]) if len(parts) == 4 else None
         return cls(name=name, scope=Scope(scope), sha256=sha256.lower(), rate=rate)
 
     def to_entry(self) -> str:
-        rate = "" if self.rate is None else f":{self.rate:g}"
+        rate = "" if self.rate is None else f":{_written(self.rate)}"
         return f"{self.name}:{self.scope}:{self.sha256}{rate}"
 
 
@@ -119,6 +123,10 @@ class KeyRing:
             if hmac.compare_digest(digest, known):
                 found = key
         return found
+
+
+def _written(rate: float) -> str:
+    return f"{rate:.3f}".rstrip("0").rstrip(".")
 
 
 def _digest(key: bytes) -> str:

@@ -46,6 +46,8 @@ def file_response(name: str, content: CheckedFile, request_headers: Mapping[str,
 
     Raises:
         ProblemError: 416, the range lies outside the file.
+        DamagedArtifactError: it was altered since it was checked.
+        OSError: it cannot be read any more.
     """
     try:
         response = _file_response(name, content, request_headers)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from eqnet_core.errors import InvalidConfigurationError, UnsupportedTargetError
+from eqnet_core.errors import InvalidConfigurationError, InvalidProfileError, UnsupportedTargetError
 from eqnet_core.profile import Budget, LayerPin, SearchSettings
 from eqnet_core.search import check_feasible
 from eqnet_core.space import configuration_from_json, configuration_to_json
@@ -164,8 +164,9 @@ async def drop(subnet: str, state: State) -> Response:
 )
 @router.head("/subnets/{subnet}/artifacts/{name}", include_in_schema=False)
 async def artifact(subnet: str, name: str, state: State, request: Request) -> Response:
-    content = await state.subnets.artifact(_known(subnet), name)
-    return await asyncio.to_thread(file_response, name, content, request.headers)
+    return await state.subnets.artifact(
+        _known(subnet), name, lambda content: file_response(name, content, request.headers)
+    )
 
 
 def _known(subnet: str) -> str:
@@ -200,11 +201,15 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
         what = configuration_to_json(configuration, bundle.space)
     else:
         profile = resolve_profile(request.device, request.profile.model_dump() if request.profile else None)
+        try:
+            search = SearchSettings.from_json(request.search.model_dump() if request.search else {})
+        except InvalidProfileError as error:
+            raise problem_of(error, prefix="/search") from error
         what = SearchOrder(
             device=request.device,
             profile=profile,
             budget=Budget.from_json(request.budget.model_dump() if request.budget else {}),
-            search=SearchSettings.from_json(request.search.model_dump() if request.search else {}),
+            search=search,
             pins={
                 name: LayerPin.from_json(pin.model_dump())
                 for name, pin in (request.pinned or {}).items()

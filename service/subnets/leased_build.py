@@ -15,7 +15,7 @@ from service.jobs.pool import BuilderDiedError, BuilderPool, BuildTimeoutError
 from service.logs import subnet_id
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.builder import problem_document
-from service.subnets.store import Claim, LeaseLostError, StoreUnavailableError, SubnetStore
+from service.subnets.store import Claim, LeaseLostError, StoredRecord, StoreUnavailableError, SubnetStore
 from service.tracing import build_span, record_stages
 
 logger = logging.getLogger("eqnet.subnets")
@@ -101,8 +101,7 @@ class LeasedBuilds:
 
     async def _heartbeat(self, claim: Claim, state: Mapping[str, Any]) -> None:
         while True:
-            status = "queued" if state["stage"] == "queued" else "building"
-            stored = replace(claim.stored, record={**claim.stored.record, "status": status})
+            stored = claim.stored if state["stage"] == "queued" else _begun(claim)
             # An outage is no reason to stop: what is being built stays right, the next beat may pass.
             with suppress(StoreUnavailableError):
                 await self._store.renew(claim, stored, state)
@@ -124,7 +123,7 @@ class LeasedBuilds:
         # What a failed build has stored is of no use to anybody, and may be what fills the disk.
         with suppress(StoreUnavailableError, OSError):
             # Renewed first: it must not be dropped under the hands of a builder that has taken over.
-            await self._store.renew(claim, claim.stored, {"stage": "store", "fraction": 1.0})
+            await self._store.renew(claim, _begun(claim), {"stage": "store", "fraction": 1.0})
             await asyncio.to_thread(self._artifacts.drop, claim.stored.id)
         await self._finish(claim, {**claim.stored.record, "status": "failed", "problem": outcome["failed"]})
         return "failed"
@@ -132,7 +131,7 @@ class LeasedBuilds:
     async def _commit(self, claim: Claim, record: Mapping[str, Any]) -> None:
         # Checked before and, by `finish`, after: a deletion in between must not leave the subnet behind.
         with suppress(StoreUnavailableError):
-            await self._store.renew(claim, claim.stored, {"stage": "store", "fraction": 1.0})
+            await self._store.renew(claim, _begun(claim), {"stage": "store", "fraction": 1.0})
         stored = replace(claim.stored, record=record)
         commit = asyncio.create_task(asyncio.to_thread(self._artifacts.commit, stored.id, stored.to_json()))
         try:
@@ -152,6 +151,11 @@ class LeasedBuilds:
         with suppress(StoreUnavailableError, OSError):
             if await self._store.find(subnet) is None:
                 await asyncio.to_thread(self._artifacts.drop, subnet)
+
+
+def _begun(claim: Claim) -> StoredRecord:
+    """Not `queued`: if this process dies, whoever finds it is to look whether it was committed."""
+    return replace(claim.stored, record={**claim.stored.record, "status": "building"})
 
 
 def _failed(code: str, detail: str) -> dict[str, Any]:

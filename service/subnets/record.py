@@ -35,6 +35,7 @@ _FAILURE_STATUS = {
     "storage": 503,
     "not-loaded": 503,
     "other-version": 503,
+    "other-evaluation-data": 503,
     "build-failed": 500,
     "export-differs-from-simulation": 500,
     "invalid-artifact": 500,

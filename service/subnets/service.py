@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from service.errors import ProblemError, not_found, unavailable
 from service.health.metrics import Metrics
@@ -20,6 +20,8 @@ from service.subnets.store import FINAL, StoredRecord, StoreUnavailableError, Su
 from service.subnets.watch import Watches
 
 logger = logging.getLogger("eqnet.subnets")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +148,23 @@ class SubnetService:
                 await self._store.undrop(subnet)  # it is still there, and is found there
             raise unavailable(f"the artifacts cannot be dropped: {error}", code="storage") from error
 
-    async def artifact(self, subnet: str, name: str) -> CheckedFile:
-        """The file, checked and open; a damaged one is built again, from the same order.
+    async def artifact(self, subnet: str, name: str, use: Callable[[CheckedFile], T]) -> T:
+        """What `use` makes, in a thread, of the file, checked and open, which it closes; a damaged one is
+        built again, from the same order.
 
         Raises:
             ProblemError: 404 for no such subnet or artifact, 409 until it is ready, 503 while it is mended,
-                where it cannot be, and while the artifact store is away.
+                where it cannot be, and while the artifact store is away; and whatever `use` raises.
         """
         found = await self._find(subnet)
         if found is None:
             raise not_found("subnet", subnet)
+        if found.status == "failed":
+            raise ProblemError(
+                409,
+                "not-ready",
+                f"the build of {subnet} failed: repeat the POST /subnets that asked for it",
+            )
         if found.status != "ready":
             raise ProblemError(
                 409,
@@ -173,7 +182,7 @@ class SubnetService:
         else:
             raise not_found("artifact", name, [file.name for file in files])
         try:
-            return await asyncio.to_thread(self._artifacts.open, subnet, file)
+            return await asyncio.to_thread(lambda: use(self._artifacts.open(subnet, file)))
         except DamagedArtifactError as error:
             obstacle = await self._mend(found)
             logger.error("%s; it %s", error, obstacle or "is built again")

@@ -1,6 +1,7 @@
 """The `eqnet` command against a real server."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -67,6 +68,21 @@ def test_a_wrong_setting_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("EQNET_BUILDERS", "many")
     assert main(["serve"]) == 2
     assert "EQNET_BUILDERS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_broker_without_celery_is_told(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "celery" else installed(name)
+    )
+    monkeypatch.setattr("service.server.run_server", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setenv("EQNET_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("EQNET_BROKER_URL", "redis://127.0.0.1:1/1")
+    assert main([command]) == 1
+    assert "Celery is not installed: `scripts/install serve,workers`" in capsys.readouterr().err
 
 
 def test_a_store_without_its_folder_is_told(

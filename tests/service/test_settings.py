@@ -42,6 +42,44 @@ def test_zero_builders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "foo://x",
+        "http://h/1",
+        "localhost:6379",
+        "://x",
+        "redis://h:99999/1",
+        "redis://h:secret/1",
+        "redis://h:6379/eqnet",
+        "redis://one:6379/1;foo://two",
+        "sqla+sqlite:///broker.db",
+    ],
+)
+def test_a_broker_that_celery_cannot_use_is_refused_with_advice(url: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(redis_url="redis://h", broker_url=url)
+    (error,) = refused.value.errors()
+    assert "redis://host:6379/1" in error["msg"]
+    assert "secret" not in error["msg"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://:p%2Fw@h:6379/1",
+        "rediss://h:6379/2?ssl_cert_reqs=none",
+        "redis+socket:///tmp/redis.sock",
+        "sentinel://one:26379;sentinel://two:26379",
+        "amqp://user:word@h:5672/host",
+        "amqps://h//",
+    ],
+)
+def test_celery_s_brokers_are_accepted(url: str) -> None:
+    assert Settings(redis_url="redis://h", broker_url=url).broker_url == url
+
+
+@pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
         ("REDIS_URL", "localhost:6379", "redis://host:6379/0"),

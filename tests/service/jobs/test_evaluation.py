@@ -38,9 +38,31 @@ def test_verify_measures_the_subnet_that_is_handed_out(client: httpx.Client, eva
         {"x_test": np.zeros((4, 3, 8, 8), np.float32), "y_test": np.zeros(4, np.int64)},
         {"x_test": np.zeros((4, 3, 8, 8), np.uint8), "y_test": np.zeros(3, np.int64)},
         {"x_test": np.zeros((4, 192), np.uint8), "y_test": np.zeros(4, np.int64)},
+        {"x_test": np.zeros((0, 3, 8, 8), np.uint8), "y_test": np.zeros(0, np.int64)},
+        {"x_test": np.uint8(0), "y_test": np.zeros(4, np.int64)},
     ],
 )
 def test_other_files_are_told(tmp_path: Path, arrays: dict[str, Any]) -> None:
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(EqnetError, match="EQNET_EVALUATION_DATA"):
         EvaluationSet.open(tmp_path / "data.npz", limit=10)
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x_test=np.zeros((4, 3, 8, 8), np.uint8), y_test=np.zeros(4, np.int64))
+    whole = path.read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    altered = bytearray(whole)
+    altered[60:90] = bytes(30)
+    for what, content in {
+        "empty": b"",
+        "cut off": whole[: len(whole) // 2],
+        "altered": bytes(altered),
+        "one array": (tmp_path / "array.npy").read_bytes(),
+        "text": b"x_test",
+    }.items():
+        with subtests.test(what=what):
+            path.write_bytes(content)
+            with pytest.raises(EqnetError, match="EQNET_EVALUATION_DATA"):
+                EvaluationSet.open(path, limit=10)

@@ -13,7 +13,7 @@ from service.errors import ProblemError
 from service.jobs.local import LocalQueue
 from service.jobs.pool import BuilderPool
 from service.subnets.order import SearchOrder, SubnetOrder
-from service.subnets.store import Claim, SubnetStore, connect
+from service.subnets.store import Claim, StoredRecord, SubnetStore, connect
 
 
 def order(seed: int) -> SubnetOrder:
@@ -50,5 +50,38 @@ def test_identical_orders_at_once_take_one_place_in_the_queue(tmp_path: Path) ->
             await queue.stop()
             await redis.aclose()
             await server.stop()
+
+    asyncio.run(main())
+
+
+class Gated:
+    """A store that claims when it is let."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def claim(self, stored: StoredRecord) -> Claim:
+        self.asked.set()
+        await self.gate.wait()
+        return Claim(token="1", stored=stored)
+
+    async def held(self, subnet: str) -> bool:
+        return False
+
+
+def test_a_build_that_is_cancelled_before_its_first_step_gives_its_place_back() -> None:
+    async def main() -> None:
+        store = Gated()
+        pool = BuilderPool(count=1, queue_limit=0, timeout=60, arguments=[])
+        queue = LocalQueue(store=store, pool=pool, builds=Endless())  # type: ignore[arg-type]
+        submitting = asyncio.create_task(queue.submit(order(1)))
+        await store.asked.wait()
+        # The submission is woken first, the cancellation next, and only then the build that is there by then.
+        store.gate.set()
+        assert await asyncio.create_task(queue.cancel(order(1).id))
+        assert await submitting is True
+        assert await queue.submit(order(2)) is True
+        await queue.stop()
 
     asyncio.run(main())

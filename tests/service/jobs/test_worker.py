@@ -70,3 +70,27 @@ def test_a_bundle_with_its_graph_is_not_traced(
     monkeypatch.setattr(Factory, "warm", lambda self, graph: warmed.append(graph))
     worker.Worker([str(bundle)], tmp_path.as_uri(), None).warm()
     assert warmed == [None]
+
+
+def test_builds_go_on_without_the_evaluation_images(tmp_path: Path) -> None:
+    """They were moved since the service started: that is no matter of builds that verify nothing."""
+    arguments = ["--artifacts-url", tmp_path.as_uri(), "--threads", "1"]
+    arguments += ["--evaluation-data", str(tmp_path / "moved.npz"), str(tmp_path / "no-bundle")]
+    builder = subprocess.Popen(
+        [sys.executable, "-m", "service.jobs.worker", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert builder.stdin is not None
+    assert builder.stdout is not None
+    assert builder.stderr is not None
+    with builder:
+        builder.stdin.write('{"id": "a", "order": {}}\n')
+        builder.stdin.flush()
+        answer = builder.stdout.readline()
+        builder.stdin.close()
+        told = builder.stderr.read()
+    assert "outcome" in answer, told
+    assert "moved.npz" in told

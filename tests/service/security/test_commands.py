@@ -41,8 +41,9 @@ def test_an_entry_for_the_environment(data_dir: Path, capsys: pytest.CaptureFixt
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "add", "no spaces"]) == 1
     assert main(["keys", "revoke", "nobody"]) == 1
+    assert main(["keys", "add", "slow", "--rate", "0.0167"]) == 1
     messages = capsys.readouterr().err
-    assert messages.count("eqnet: ") == len(messages.splitlines()) == 2
+    assert messages.count("eqnet: ") == len(messages.splitlines()) == 3
 
 
 def test_an_open_service_refuses_to_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,10 +23,16 @@ def test_every_key_is_another() -> None:
 
 
 def test_entries_survive_being_written(subtests: pytest.Subtests) -> None:
-    for rate in (None, 0.5, 20.0, 1234.0):
+    for rate in (None, 0.001, 0.5, 20.0, 1234.0, 100_000.0, 999_999.9, 123_456.789):
         with subtests.test(rate=rate):
             entry = ApiKey(name="ci.build-1_x", scope=Scope.BUILD, sha256=HASH, rate=rate)
             assert ApiKey.from_entry(entry.to_entry()) == entry
+
+
+@pytest.mark.parametrize("rate", [0.0003, 0.0167, 1 / 3, 999_999.9999, 0.0, 1e6, float("nan")])
+def test_a_rate_that_no_entry_can_state_is_refused(rate: float) -> None:
+    with pytest.raises(KeyEntryError, match=r"at most 3 decimals|above 0 and below"):
+        ApiKey(name="ci", scope=Scope.READ, sha256=HASH, rate=rate)
 
 
 def test_comments_and_blank_lines_are_no_entries() -> None:

@@ -97,6 +97,13 @@ def test_what_is_wrong_is_pointed_at(
     assert any(error["pointer"].startswith(pointer) for error in problem["errors"]), problem
 
 
+def test_a_search_too_long_as_a_whole_is_pointed_at(client: httpx.Client, wanted: dict[str, Any]) -> None:
+    response = ask(client, wanted | {"search": {"population": 2000, "generations": 10_000}})
+    assert response.status_code == 422
+    pointers = [error["pointer"] for error in response.json()["errors"]]
+    assert pointers == ["/search/population", "/search/generations"]
+
+
 @pytest.mark.parametrize(
     "request_",
     [

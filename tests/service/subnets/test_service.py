@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from service.errors import ProblemError
 from service.health.metrics import Metrics
 from service.jobs.local import LocalQueue
 from service.jobs.pool import BuilderPool
-from service.subnets import caretaker, watch
+from service.subnets import caretaker, endpoints, watch
 from service.subnets.artifacts import ArtifactStore
 from service.subnets.caretaker import Caretaker
+from service.subnets.checked_file import CheckedFile
+from service.subnets.content import file_response
 from service.subnets.order import SubnetOrder
 from service.subnets.record import new_record
 from service.subnets.service import SubnetService
@@ -85,6 +88,11 @@ async def refused(answer: Awaitable[Any]) -> ProblemError:
     return raised.value
 
 
+def size(content: CheckedFile) -> int:
+    with content:
+        return content.size
+
+
 def test_a_build_whose_progress_is_not_known_is_not_called_queued(tmp_path: Path) -> None:
     async def use(site: Site) -> None:
         assert isinstance(await site.store.claim(new_record(ORDER)), Claim)
@@ -103,11 +111,10 @@ def test_what_cannot_be_built_again_keeps_the_files_that_are_whole(tmp_path: Pat
         stored = replace(stored, record=record)
         site.artifacts.commit(stored.id, stored.to_json())
         (tmp_path / "artifacts" / stored.id / files[1].sha256).write_bytes(b"rotten")
-        problem = await refused(site.service.artifact(stored.id, "report.json"))
+        problem = await refused(site.service.artifact(stored.id, "report.json", size))
         assert (problem.status, problem.code) == (503, "damaged-artifact")
         assert "repeat its POST" in problem.detail
-        with await site.service.artifact(stored.id, "model.onnx") as content:
-            assert content.size == len(b"model")
+        assert await site.service.artifact(stored.id, "model.onnx", size) == len(b"model")
         assert (await site.service.record(stored.id))["status"] == "ready"
         assert await site.store.promised() == []
 
@@ -121,11 +128,62 @@ def test_an_artifact_store_that_is_away_is_503(tmp_path: Path) -> None:
         await site.store.put(
             replace(record, record={**record.record, "status": "ready", "artifacts": [file]})
         )
-        problem = await refused(site.service.artifact(ORDER.id, "model.onnx"))
+        problem = await refused(site.service.artifact(ORDER.id, "model.onnx", size))
         assert (problem.status, problem.code) == (503, "storage")
         assert problem.headers["Retry-After"]
 
     (tmp_path / "artifacts").write_bytes(b"a file where a folder should be")
+    run(tmp_path, use)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(None, "damaged-artifact"), (OSError("no such disk"), "storage")]
+)
+@pytest.mark.parametrize("wanted", [{}, {"range": "bytes=1-2"}])
+def test_a_file_that_is_damaged_or_lost_while_it_is_sent_is_503(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: OSError | None,
+    code: str,
+    wanted: dict[str, str],
+) -> None:
+    def altered_meanwhile(name: str, content: CheckedFile, headers: Any) -> Any:
+        if fault is not None:
+            content.close()
+            raise fault
+        (tmp_path / "artifacts" / ORDER.id / content.sha256).write_bytes(b"other")
+        return file_response(name, content, headers)
+
+    async def use(site: Site) -> None:
+        files = site.artifacts.save(ORDER.id, {"model.onnx": b"model"})
+        record = {"status": "ready", "artifacts": [file.to_json() for file in files]}
+        await site.store.put(replace(new_record(ORDER), record={**new_record(ORDER).record, **record}))
+        state: Any = SimpleNamespace(subnets=site.service)
+        request: Any = SimpleNamespace(headers=wanted)
+        problem = await refused(endpoints.artifact(ORDER.id, "model.onnx", state, request))
+        assert (problem.status, problem.code) == (503, code)
+
+    monkeypatch.setattr(endpoints, "file_response", altered_meanwhile)
+    run(tmp_path, use, buildable=False)
+
+
+def test_a_file_of_a_failed_build_is_not_waited_for(tmp_path: Path) -> None:
+    async def use(site: Site) -> None:
+        assert isinstance(await site.store.claim(new_record(ORDER)), Claim)
+        state: Any = SimpleNamespace(subnets=site.service)
+        request: Any = SimpleNamespace(headers={})
+        problem = await refused(endpoints.artifact(ORDER.id, "model.onnx", state, request))
+        assert (problem.status, problem.headers["Retry-After"]) == (409, "2")
+        await site.store.drop(ORDER.id)
+        again = await site.store.claim(new_record(ORDER))
+        assert isinstance(again, Claim)
+        failed = {**again.stored.record, "status": "failed", "problem": {"code": "storage", "detail": "full"}}
+        await site.store.finish(again, replace(again.stored, record=failed))
+        problem = await refused(endpoints.artifact(ORDER.id, "model.onnx", state, request))
+        assert problem.status == 409
+        assert "repeat the POST" in problem.detail
+        assert "Retry-After" not in problem.headers
+
     run(tmp_path, use)
 
 
