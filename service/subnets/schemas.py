@@ -57,8 +57,16 @@ class BudgetSchema(Strict):
 
     weight_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
     activation_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
-    model_bytes: int | None = Field(default=None, gt=0, le=2**53)
-    bit_operations: _Bound | None = None
+    model_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        le=2**53,
+        description="Packed at the true bit-widths; a device that holds them in wider types needs more "
+        "(containers, in GET /devices)",
+    )
+    bit_operations: _Bound | None = Field(
+        default=None, description="MACs x weight bits x activation bits, one image"
+    )
 
 
 class Pin(Strict):
