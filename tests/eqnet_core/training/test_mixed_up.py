@@ -34,11 +34,15 @@ def other_split(digits_file: Path) -> ImageData:
     return load_data(digits_file, input_shape=(3, 32, 32), held_out=32, seed=0)
 
 
-def test_training_does_not_go_on_with_other_images(other_split: ImageData, run: Path) -> None:
+def test_training_does_not_go_on_with_other_images(other_split: ImageData, run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"float was made with other images.*--data, --held-out"):
         pretrain(other_split, run / "float", FLOAT, CPU)
+    with pytest.raises(TrainingError, match="float was made with other images"):
+        train_supernet(other_split, run / "float" / WEIGHTS, tmp_path / "new", SUPERNET, CPU)
+    assert not (tmp_path / "new").exists()
+    weights = pretrain(other_split, tmp_path / "float", FLOAT, CPU)
     with pytest.raises(TrainingError, match="supernet was made with other images"):
-        train_supernet(other_split, run / "float" / WEIGHTS, run / "supernet", SUPERNET, CPU)
+        train_supernet(other_split, weights, run / "supernet", SUPERNET, CPU)
 
 
 def test_a_supernet_is_not_taken_for_that_of_another_float_network(
