@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from eqnet_core.bundle import CALIBRATION, Bundle
@@ -9,6 +10,35 @@ from eqnet_core.bundle import CALIBRATION, Bundle
 _START = "start"
 _TEACHER = "teacher"
 _NOT_SHOWN = ("stage", "data", "float", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)
+
+
+def told_once(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings, in which no network that it began with, or that taught it, is described twice.
+
+    Networks that teach and start each other would double the card with every training. Where one comes again,
+    deeper, it has its architecture and its digest alone (`float` or `supernet`).
+    """
+    result = dict(settings)
+    seen: set[str] = set()
+    waiting = [result]
+    for owner in waiting:  # grows; the nearest description is the whole one
+        for key in (_START, _TEACHER):
+            if not (described := owner.get(key)):
+                continue
+            members = [_named_again(network, seen) for network in described.get("members", [described])]
+            owner[key] = {**described, "members": members} if "members" in described else members[0]
+            waiting += members
+    return result
+
+
+def _named_again(network: Mapping[str, Any], seen: set[str]) -> dict[str, Any]:
+    own = "supernet" if "supernet" in network else "float"
+    digest = network.get(own)
+    if digest not in seen:
+        if digest is not None:
+            seen.add(digest)
+        return dict(network)
+    return {key: network[key] for key in ("stage", "architecture", own) if key in network}
 
 
 def card_page(bundle: Bundle) -> str:

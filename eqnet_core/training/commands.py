@@ -29,7 +29,7 @@ from eqnet_core.training.arguments import build_parser
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.batches import seeded, torch_seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
-from eqnet_core.training.card import card_page
+from eqnet_core.training.card import card_page, told_once
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor
@@ -317,7 +317,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     quality = _read_json(run / "prediction" / "quality.json", "fit")
     statistics_quality = _read_json(run / "statistics" / "quality.json", "statistics")
     stages = {
-        stage: _read_json(run / stage / "settings.json", stage)
+        stage: told_once(_read_json(run / stage / "settings.json", stage))
         for stage in ("float", "supernet", "statistics", "samples", "accuracies")
     }
     # what is there, whatever was asked for last

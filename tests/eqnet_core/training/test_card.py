@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eqnet_core.bundle import CALIBRATION, Bundle, shipped_bundles
-from eqnet_core.training.card import card_page
+from eqnet_core.training.card import card_page, told_once
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -54,3 +56,36 @@ def test_every_run_that_a_stage_began_with_has_a_row() -> None:
         "| float | start supernet sha256:01234567…, seed 7 |\n"
         "| supernet, run 1 | seed 0 |\n| supernet, run 2 | seed 1 |\n| supernet, run 3 | seed 2 |\n"
     )
+
+
+def test_a_network_is_described_once() -> None:
+    first = {"stage": "P", "architecture": "a", "float": "sha256:1", "seed": 1}
+    second = {
+        "stage": "P",
+        "architecture": "b",
+        "float": "sha256:2",
+        "seed": 2,
+        "teacher": first,
+        "start": first,
+    }
+    third = {"stage": "P", "seed": 3, "teacher": {"members": [first, second]}, "start": second}
+    again = {"stage": "P", "architecture": "a", "float": "sha256:1"}
+    told = told_once(third)
+    assert told["start"] == {**second, "teacher": again, "start": again}
+    assert told["teacher"] == {"members": [first, {"stage": "P", "architecture": "b", "float": "sha256:2"}]}
+    assert third["start"] is second  # and what was given is as it was
+    # generation after generation, no more than what is new
+    sizes = []
+    for generation in range(4, 12):
+        third = {
+            "stage": "P",
+            "architecture": "b",
+            "float": f"sha256:{generation}",
+            "seed": generation,
+            "teacher": {"members": [first, third]},
+            "start": third,
+        }
+        third = told_once(third)
+        sizes.append(len(json.dumps(third)))
+    grown = np.diff(sizes)
+    assert max(grown) < 1.2 * min(grown)
