@@ -252,12 +252,9 @@ def test_a_symmetric_target_takes_the_middle_of_uint8_for_zero_and_nothing_else(
 ) -> None:
     device = CATALOGUE["ti-tidl-tda4vm"]
     assert isinstance(device, Device)
-    model = onnx.load_from_string(files_of(device)["model.onnx"])
-    stored = next(
-        tensor
-        for tensor in model.graph.initializer
-        if tensor.name.endswith(".input.zero_point") and numpy_helper.to_array(tensor) == 128
-    )
+    model = onnx.load_from_string(files_of(device)[device.file])
+    (stored,) = (tensor for tensor in model.graph.initializer if tensor.name == "image.zero_point")
+    assert numpy_helper.to_array(stored) == 128
     stored.CopyFrom(numpy_helper.from_array(np.array(zero_point, np.uint8), stored.name))
     if accepted:
         check_onnx(device, model.SerializeToString())
