@@ -67,15 +67,10 @@ def clip_values(
     A bound is a whole number of steps, so that what is clipped to it rounds to that code.
     """
     bounds = [
-        builder.initializer(f"{name}.{which}", "float32", value_of(code, scale))
+        builder.initializer(f"{name}.{which}", "float32", np.asarray(np.float32(code) * scale))
         for which, code in zip(("low", "high"), codes, strict=True)
     ]
     return builder.node("Clip", f"{name}.clip", [value, *bounds], f"{name}.bounded")
-
-
-def value_of(code: int, scale: np.float32) -> NDArray[np.float32]:
-    """What a code less its zero-point stands for, float32 []."""
-    return np.asarray(np.float32(code) * np.float32(scale))
 
 
 def quantize_input(

@@ -102,7 +102,7 @@ def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer, *, signed: bool)
     ]
     builder.node("DequantizeLinear", f"{weight}.dequantize", inputs, weight, axis=0)
     if signed:
-        return weight, builder.initializer(bias, "float32", float_bias(layer))
+        return weight, builder.initializer(bias, "float32", _float_bias(layer))
     inputs = [
         builder.initializer(f"{bias}.codes", "int32", layer.bias),
         # ONNX Runtime fuses only where this is exactly the product of the input's and the weight's scale.
@@ -112,7 +112,7 @@ def _weight_and_bias(builder: GraphBuilder, layer: FoldedLayer, *, signed: bool)
     return weight, bias
 
 
-def float_bias(layer: FoldedLayer) -> NDArray[np.float32]:
+def _float_bias(layer: FoldedLayer) -> NDArray[np.float32]:
     """The folded bias float32 [C], in whole steps: a runtime that rounds it to them changes nothing."""
     return layer.bias.astype(np.float32) * layer.bias_scale
 

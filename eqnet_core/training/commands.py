@@ -304,6 +304,7 @@ def _known_ranges(
 
 def _bundle(run: Path, options: argparse.Namespace) -> None:
     supernet = load_trained(run / "supernet")
+    calibration = _calibration_images(run, supernet, options)
     origins = read_origins(run / "supernet") | {"supernet": supernet_digest(supernet)}
     if (weights := run / "float" / WEIGHTS).exists():
         check_origins(run / "supernet", {"float": float_digest(weights)})
@@ -347,7 +348,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         statistics=statistics,
         ranges=ranges,
         integer_quality=integer_quality,
-        calibration=_calibration_images(run, options),
+        calibration=calibration,
         graph=trace_float_graph(
             supernet.architecture, supernet.input.shape, len(supernet.classes)
         ).to_bytes(),
@@ -358,13 +359,14 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     print(f"wrote {options.out}, {bundle.digest}")
 
 
-def _calibration_images(run: Path, options: argparse.Namespace) -> NDArray[np.uint8] | None:
+def _calibration_images(
+    run: Path, supernet: Supernet, options: argparse.Namespace
+) -> NDArray[np.uint8] | None:
     if not options.calibration_images:
         return None
     if options.data is None:
         raise TrainingError("calibration images asked for, but no --data to take them from")
-    shape = load_trained(run / "supernet").input.shape
-    data = load_data(options.data, input_shape=shape, held_out=options.held_out, seed=0)
+    data = load_data(options.data, input_shape=supernet.input.shape, held_out=options.held_out, seed=0)
     load_trained(run / "supernet", data)  # which refuses other images
     if not 0 < options.calibration_images <= len(data.train):
         raise TrainingError(

@@ -69,7 +69,7 @@ def test_a_broker_that_celery_cannot_use_is_refused_with_advice(url: str) -> Non
         "redis://h",
         "redis://:p%2Fw@h:6379/1",
         "rediss://h:6379/2?ssl_cert_reqs=none",
-        "redis+socket:///tmp/redis.sock",
+        "redis+socket:///run/redis.sock",
         "sentinel://one:26379;sentinel://two:26379",
         "amqp://user:word@h:5672/host",
         "amqps://h//",

@@ -45,6 +45,22 @@ def test_training_does_not_go_on_with_other_images(other_split: ImageData, run: 
         train_supernet(other_split, weights, run / "supernet", SUPERNET, CPU)
 
 
+def test_a_bundle_takes_no_images_of_another_split_to_calibrate_with(
+    digits_file: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["bundle", "--run", str(run), "--out", str(tmp_path / "b"), "--data-description", "digits"]
+    asked += ["--data", str(digits_file)]
+    for held_out, count, problem in (
+        ("32", "8", "another split of them"),
+        ("64", "97", "97 calibration images asked for: there are 96 to take"),
+        ("64", "-1", "-1 calibration images asked for"),
+        ("64", "96", "is missing: run the statistics stage first"),  # these are taken
+    ):
+        with pytest.raises(SystemExit):
+            main([*asked, "--held-out", held_out, "--calibration-images", count])
+        assert problem in capsys.readouterr().err
+
+
 def test_a_supernet_is_not_taken_for_that_of_another_float_network(
     digits: ImageData, run: Path, tmp_path: Path
 ) -> None:

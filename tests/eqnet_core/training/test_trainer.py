@@ -1,0 +1,87 @@
+"""What a supernet step makes of its settings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from eqnet_core.errors import TrainingError
+from eqnet_core.training.batches import Batches, seeded
+from eqnet_core.training.data import ImageData
+from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.subnets import sandwich
+from eqnet_core.training.trained import load_trained
+from eqnet_core.training.trainer import SupernetSettings, backward_through, rate_factor, train_supernet
+from tests.support.brief_training import trained_run
+
+CPU = torch.device("cpu")
+FLOAT = PretrainSettings(epochs=1, batch_size=48, compile=False)
+SUPERNET = SupernetSettings(epochs=1, batch_size=48, compile=False, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the first two stages."""
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    factors = [rate_factor(step, 100, warmup=10, plateau_end=60) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:61] == [1.0] * 52
+    assert np.all(np.diff(factors[60:]) < 0)
+    assert factors[80] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0)
+    whole = [rate_factor(step, 100, warmup=10, plateau_end=0) for step in range(101)]
+    assert whole[10] == 1.0
+    assert whole[55] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cooldown": 0.0},
+        {"cooldown": 1.5},
+        {"averaging": 1.0},
+        {"cutmix": -0.1},
+        {"cutmix": 1.1},
+        {"subnet_weights": (0.0, 0.0, 0.0)},
+        {"subnet_weights": (1.0, -1.0, 1.0)},
+        {"subnet_weights": (1.0, float("nan"), 1.0)},
+    ],
+)
+def test_shares_decays_and_weights_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(wrong)).replace("_", " ")):
+        SupernetSettings(**wrong)
+
+
+def test_mixed_batches_train_both_networks(digits: ImageData, tmp_path: Path) -> None:
+    weights = pretrain(digits, tmp_path / "float", replace(FLOAT, cutmix=1.0), CPU)
+    mixed = train_supernet(digits, weights, tmp_path / "mixed", replace(SUPERNET, cutmix=1.0), CPU)
+    plain = train_supernet(digits, weights, tmp_path / "plain", SUPERNET, CPU)
+    assert (load_file(mixed)["fc.weight"] != load_file(plain)["fc.weight"]).any()
+    first = json.loads((tmp_path / "mixed" / "log.jsonl").read_text().splitlines()[0])
+    assert all(0 <= accuracy <= 1 for accuracy in first["accuracy"].values())
+
+
+def test_subnet_weights_scale_what_each_subnet_adds_to_the_gradient(digits: ImageData, trained: Path) -> None:
+    supernet = load_trained(trained / "supernet").train()
+    images, labels = Batches(digits, batch_size=32, seed=0, device=CPU).at(0)
+    subnets = sandwich(supernet.space, seeded(0, "subnets", 0))
+    weight = supernet.layers[3].weight
+
+    def gradient(*subnet_weights: float) -> torch.Tensor:
+        supernet.zero_grad(set_to_none=True)
+        settings = replace(SUPERNET, subnet_weights=subnet_weights, skewness_weight=0.0, kurtosis_weight=0.0)
+        backward_through(supernet, supernet.model, images, labels, subnets, None, settings)
+        assert weight.grad is not None
+        return weight.grad.clone()
+
+    highest, random, lowest = gradient(1, 0, 0), gradient(0, 1, 0), gradient(0, 0, 1)
+    assert all(part.abs().max() > 0 for part in (highest, random, lowest))
+    torch.testing.assert_close(gradient(2, 1, 0.5), 2 * highest + random + 0.5 * lowest, rtol=1e-3, atol=1e-6)
