@@ -24,7 +24,8 @@ from eqnet_core.supernet import Supernet, trace_layers
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.starting import INITIALISATION_IMAGES
 from eqnet_core.training.subnets import sandwich
-from eqnet_core.training.trainer import SupernetSettings, backward_through, supernet_optimizer
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.supernet_steps import backward_through, supernet_optimizer
 
 CLASSES = 10
 

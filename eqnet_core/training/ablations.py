@@ -25,8 +25,9 @@ from eqnet_core.training.batches import calibration_batches, resized
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run
 from eqnet_core.training.starting import float_digest
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 
 BITS = (2, 3, 4, 8)
 """Uniform bit-widths of weights and activations that are compared."""

@@ -18,7 +18,7 @@ from eqnet_core.training.pretrain import PretrainSettings
 from eqnet_core.training.ranges import RangeSettings
 from eqnet_core.training.sampling import SamplingSettings
 from eqnet_core.training.subnets import RandomBits
-from eqnet_core.training.trainer import SupernetSettings
+from eqnet_core.training.supernet_settings import SupernetSettings
 
 DESCRIPTION = """The training commands, one per stage: `python -m eqnet_core.training STAGE --data … --run …`.
 

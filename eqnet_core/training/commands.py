@@ -47,8 +47,9 @@ from eqnet_core.training.run import (
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.starting import WEIGHTS, float_digest
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest, trained_architecture
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,117 +1,41 @@
-"""Stage 2: the supernet. Three subnets a step (sandwich rule), guided from wide to narrow."""
+"""Stage 2: the supernet, trained from a float network or from where another training ended."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SubnetConfiguration
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.batches import Batches, ImageSizes, check_mixed, seeded
+from eqnet_core.training.batches import Batches
 from eqnet_core.training.data import ImageData
-from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_accuracies
-from eqnet_core.training.losses import check_temperature, guided_loss, weight_distribution_loss
 from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.starting import (
     NO_START,
     check_split,
-    check_start_share,
     float_digest,
     float_network,
     load_searcher,
     load_start,
     start_supernet,
 )
-from eqnet_core.training.subnets import RandomBits, sandwich
+from eqnet_core.training.subnets import RandomBits
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.supernet_steps import SupernetSteps
 from eqnet_core.training.teacher import load_teacher
 from eqnet_core.training.trained import TENSORS, save_trained
 
 WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
 """Form index and uniform bits whose held-out accuracy is logged every epoch: per channel, and the hardest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupernetSettings:
-    """Adam with learning rates of their own for step sizes and zero-points; warm-up, plateau, cosine to 0.
-
-    Attributes:
-        epochs: over the training images, all sizes together. A run with a plateau can be given more later.
-        cooldown: share of the steps, the last ones, over which the rates fall to 0, (0, 1]. Below 1 there is
-            a plateau before them (Hägele et al. 2024, arXiv:2405.18392).
-        guidance: share of the next wider subnet's logits in a subnet's loss, [0, 1]; the rest are labels.
-        label_smoothing: of the cross entropy, [0, 1).
-        float_teacher: a float network guides the highest subnet, as that guides the others.
-        teacher: which float network of another run, and the settings it was trained with, or a list of those
-            as "members"; None for the one that the supernet is made from.
-        temperature: of all guidance, as in `guided_loss`: one for all, as it decides how much each subnet's
-            gradient weighs in the weights that they share.
-        subnet_weights: of the losses of the highest, the random and the lowest subnet, at least 0 and not all
-            of them 0. They decide which bit-widths the shared weights suit; the regularisation of weights is
-            not among them, so keep their sum near 3.
-        cutmix: share of the batches that are mixed, [0, 1]; their accuracy is that of the larger part.
-        averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
-        random_bits: how the bits of a step's random subnet are drawn.
-        start: which trained supernet it began with, and that one's settings; None for the float network.
-        start_share: share of what it began with in the result, [0, 1): all tensors are interpolated once
-            training has ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The log has the rest alone.
-        precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
-    """
-
-    architecture: str = "resnet20"
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    step_size_learning_rate: float = 2e-3
-    zero_point_learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    cooldown: float = 1.0
-    guidance: float = 0.5
-    label_smoothing: float = 0.0
-    float_teacher: bool = False
-    teacher: Mapping[str, Any] | None = None
-    temperature: float = 1.0
-    subnet_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    cutmix: float = 0.0
-    averaging: float = 0.0
-    random_bits: RandomBits = RandomBits.INDEPENDENT
-    start: Mapping[str, Any] | None = None
-    start_share: float = 0.0
-    skewness_weight: float = 1.0
-    kurtosis_weight: float = 0.015
-    sizes: ImageSizes = field(default_factory=ImageSizes)
-    seed: int = 0
-    compile: bool = True
-    precision: Precision = Precision.FLOAT32
-    checkpoint_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cooldown <= 1:
-            raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
-        if not 0 <= self.averaging < 1:
-            raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
-        check_start_share(self.start_share)
-        check_temperature(self.temperature)
-        check_mixed(self.cutmix)
-        if min(self.subnet_weights) < 0 or not 0 < sum(self.subnet_weights) < math.inf:
-            raise TrainingError(
-                f"subnet weights {self.subnet_weights} are of the losses of the highest, the random and the "
-                "lowest subnet: at least 0, and one of them above"
-            )
 
 
 def train_supernet(
@@ -240,153 +164,6 @@ def set_untrained_steps(supernet: Supernet) -> None:
             quantizer.zero_point[:, signed] = quantizer.zero_point[:, full] / 2
 
 
-class SupernetSteps:
-    """A supernet in training: its optimiser and moving average, and what one step does to them."""
-
-    def __init__(
-        self,
-        supernet: Supernet,
-        settings: SupernetSettings,
-        total: int,
-        *,
-        teacher: nn.Module | None = None,
-        predictor: AccuracyPredictor | None = None,
-    ) -> None:
-        """Nothing has been taken yet of `total` steps.
-
-        Args:
-            supernet: whose parameters are trained, in place.
-            settings: rates, losses and averaging.
-            total: number of steps, over which the rates rise, stay and fall.
-            teacher: guides the highest subnet, if there is one.
-            predictor: what random subnets are searched with, if they are.
-        """
-        self.total = total
-        self.plateau_end = total - round(settings.cooldown * total)
-        self._supernet = supernet
-        self._settings = settings
-        self._predictor = predictor
-        self._optimizer = supernet_optimizer(supernet, settings)
-        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
-        moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
-        self._averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
-        # The small products of a search wait for each other on two kinds of threads: torch's still spin.
-        self._blas = ThreadpoolController()
-        compute = partial(training_forward, compiled=settings.compile, precision=settings.precision)
-        self._forward = compute(supernet.model)
-        self._teacher = None if teacher is None else compute(teacher)
-
-    @property
-    def result(self) -> Supernet:
-        """What the training so far has made: the moving average, or the last weights without one."""
-        return cast(Supernet, self._averaged.module) if self._settings.averaging else self._supernet
-
-    def state(self) -> dict[str, Any]:
-        """Everything that `load` needs to go on from here."""
-        return {
-            "supernet": self._supernet.state_dict(),
-            "averaged": self._averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self._supernet.load_state_dict(state["supernet"])
-        self._averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-
-    def take(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on a batch: float32 [N, C, H, W] normalised, labels as of `Batches`.
-
-        Returns:
-            float64 [7]: as `backward_through`, of the highest, a random and the lowest subnet.
-        """
-        settings = self._settings
-        factor = rate_factor(step, self.total, warmup=settings.warmup_steps, plateau_end=self.plateau_end)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        generator = seeded(settings.seed, "subnets", step)
-        with self._blas.limit(limits=1, user_api="blas"):
-            subnets = sandwich(self._supernet.space, generator, settings.random_bits, self._predictor)
-        self._supernet.train()
-        with torch.no_grad():
-            guidance = None if self._teacher is None else self._teacher(images)
-        self._optimizer.zero_grad(set_to_none=True)
-        measured = backward_through(
-            self._supernet, self._forward, images, labels, subnets, guidance, settings
-        )
-        self._optimizer.step()
-        if settings.averaging:
-            self._averaged.update_parameters(self._supernet)
-        return measured
-
-
-def supernet_optimizer(supernet: Supernet, settings: SupernetSettings) -> torch.optim.Adam:
-    """Adam with a group each for weights, step sizes and zero-points."""
-    named = list(supernet.named_parameters())
-    step_sizes = [p for n, p in named if "_quantizer.log_step" in n]
-    zero_points = [p for n, p in named if "_quantizer.zero_point" in n]
-    weights = [p for n, p in named if "_quantizer." not in n]
-    return torch.optim.Adam(
-        [
-            {"params": weights, "lr": settings.learning_rate},
-            {"params": step_sizes, "lr": settings.step_size_learning_rate},
-            {"params": zero_points, "lr": settings.zero_point_learning_rate},
-        ],
-        fused=True,
-    )
-
-
-def backward_through(
-    supernet: Supernet,
-    forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    subnets: Sequence[SubnetConfiguration],
-    guidance: Tensor | None,
-    settings: SupernetSettings,
-) -> Tensor:
-    """Add the gradients of one step: each subnet guided by the one before it, and the weights' distribution.
-
-    Args:
-        supernet: whose parameters get the gradients.
-        forward: computes its logits, compiled or not.
-        images: normalised float32 [N, C, H, W].
-        labels: int64 [N], or float32 [N, classes]: shares of mixed images.
-        subnets: from wide to narrow.
-        guidance: logits [N, classes] for the first subnet, or None for labels alone.
-        settings: weights of the losses, of as many subnets.
-
-    Returns:
-        float64 [2 S + 1]: loss and accuracy of each of the S subnets, then the regularisation.
-    """
-    measured = []
-    largest = labels if labels.ndim == 1 else labels.argmax(1)
-    # Backward after each forward: only one subnet's activations are alive, and `activate` may then
-    # change the tables that this backward needed.
-    for subnet, weight in zip(subnets, settings.subnet_weights, strict=True):
-        supernet.activate(subnet)
-        logits = forward(images)
-        loss = guided_loss(
-            logits,
-            labels,
-            guidance,
-            settings.guidance,
-            label_smoothing=settings.label_smoothing,
-            temperature=settings.temperature,
-        )
-        torch.autograd.backward(weight * loss)
-        guidance = logits.detach()
-        measured += [loss.detach(), (guidance.argmax(1) == largest).float().mean()]
-    regularisation = weight_distribution_loss(
-        [layer.weight for layer in supernet.layers],
-        skewness_weight=settings.skewness_weight,
-        kurtosis_weight=settings.kurtosis_weight,
-    )
-    torch.autograd.backward(regularisation)
-    return torch.stack([*measured, regularisation.detach()]).double()
-
-
 def extend(run: Run, settings: SupernetSettings) -> None:
     """Give the folder's run the epochs of `settings`, where it had fewer.
 
@@ -400,15 +177,6 @@ def extend(run: Run, settings: SupernetSettings) -> None:
             f"{run.folder} holds a run of {before} epochs: repeat that to go on, or choose another folder. "
             "More epochs can be added to a run with --cooldown below 1, once its plateau is over"
         )
-    (run.folder / TENSORS).unlink(
-        missing_ok=True
-    )  # those of the shorter run are not what the settings will say
+    # Those of the shorter run are not what the settings will say.
+    (run.folder / TENSORS).unlink(missing_ok=True)
     run.extend()
-
-
-def rate_factor(step: int, total: int, *, warmup: int, plateau_end: int) -> float:
-    """Factor on the peak learning rate: linear to 1 over `warmup` steps, 1 to `plateau_end`, cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    falling_from = max(warmup, plateau_end)
-    return 0.5 * (1 + math.cos(math.pi * max(0, step - falling_from) / max(1, total - falling_from)))

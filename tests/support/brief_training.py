@@ -6,7 +6,8 @@ import torch
 
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.trainer import train_supernet
 
 
 def trained_run(

@@ -13,8 +13,9 @@ from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.pretrain import PretrainSettings
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")

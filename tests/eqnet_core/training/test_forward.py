@@ -15,8 +15,8 @@ from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.pretrain import PretrainSettings
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained
-from eqnet_core.training.trainer import SupernetSettings
 from tests.support.brief_training import trained_run
 
 SMALL = ImageSizes(stages=((16, 1),))

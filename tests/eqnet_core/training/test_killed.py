@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.trainer import train_supernet
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,8 @@ import torch
 from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import load_data
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.trainer import train_supernet
 
 torch.set_num_threads(1)
 file, stage, weights, folder = sys.argv[1:]

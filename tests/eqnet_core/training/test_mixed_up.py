@@ -16,7 +16,8 @@ from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.starting import WEIGHTS
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")

@@ -31,8 +31,9 @@ from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
 from eqnet_core.training.statistics_fitting import MINIMUM_CALIBRATIONS
 from eqnet_core.training.subnets import RandomBits
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")

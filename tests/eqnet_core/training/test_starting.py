@@ -19,8 +19,9 @@ from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.starting import float_digest, float_network
 from eqnet_core.training.subnets import RandomBits
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained, supernet_digest
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")

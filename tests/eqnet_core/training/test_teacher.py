@@ -17,8 +17,9 @@ from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.starting import float_digest
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.teacher import load_teacher
-from eqnet_core.training.trainer import SupernetSettings, train_supernet
+from eqnet_core.training.trainer import train_supernet
 
 CPU = torch.device("cpu")
 SMALL = ImageSizes(stages=((16, 1),))

@@ -15,8 +15,10 @@ from eqnet_core.training.batches import Batches, seeded
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
 from eqnet_core.training.subnets import sandwich
+from eqnet_core.training.supernet_settings import SupernetSettings
+from eqnet_core.training.supernet_steps import backward_through, rate_factor
 from eqnet_core.training.trained import load_trained
-from eqnet_core.training.trainer import SupernetSettings, backward_through, rate_factor, train_supernet
+from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
 
 CPU = torch.device("cpu")
