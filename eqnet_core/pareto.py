@@ -68,7 +68,8 @@ def front(
     The averages of `axis` are spaced evenly; `budget` adds bounds that hold at every point. Predicted
     accuracy never falls along the front. Deterministic in `seed`; makes at most `points` x `population` x
     `generations` predictions (by default 150,000, more for more than 25 points). Where the device leaves a
-    single average, the front is one point.
+    single average, the front is one point; where the averages of weights and of activations lie apart, it has
+    fewer points than asked for.
 
     Raises:
         InvalidProfileError: points outside 2..100, or pins as in `search`.
@@ -134,23 +135,31 @@ def _budgets(
         (cost.weight_bits if weights else None, cost.activation_bits if activations else None)
         for cost in (least, most)
     ]
-    start = min(bits for bits in sides[0] if bits is not None)
-    stop = max(bits for bits in sides[1] if bits is not None)
+    starts, stops = ([bits for bits in side if bits is not None] for side in sides)
+    averages = np.unique(np.linspace(min(starts), max(stops), points)).tolist()
+    # Averages that only one side reaches leave the other where it is, and those between both sides' all.
+    bounds = {
+        (
+            _bound(base.weight_bits, average, least.weight_bits, most.weight_bits) if weights else None,
+            _bound(base.activation_bits, average, least.activation_bits, most.activation_bits)
+            if activations
+            else None,
+        )
+        for average in averages
+    }
     return [
         replace(
             base,
-            weight_bits=_bound(base.weight_bits, average, sides[0][0]),
-            activation_bits=_bound(base.activation_bits, average, sides[0][1]),
+            weight_bits=weight_bits if weights else base.weight_bits,
+            activation_bits=activation_bits if activations else base.activation_bits,
         )
-        for average in np.unique(np.linspace(start, stop, points)).tolist()
+        for weight_bits, activation_bits in sorted(bounds, key=lambda pair: [bits or 0.0 for bits in pair])
     ]
 
 
-def _bound(base: float | None, average: float, least: float | None) -> float | None:
-    """The tighter of the two bounds, never below the `least` feasible one; None: not an axis of the front."""
-    if least is None:
-        return base
-    bound = max(average, least)
+def _bound(base: float | None, average: float, least: float, most: float) -> float:
+    """The tighter of the two bounds, within the `least` and the `most` that is feasible."""
+    bound = min(max(average, least), most)
     return bound if base is None else min(base, bound)
 
 

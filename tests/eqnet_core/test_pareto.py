@@ -94,6 +94,21 @@ def test_a_device_with_one_subnet_has_a_front_of_one_point(
     assert [point.configuration for point in points] == [resnet20_space.uniform(PROFILE.form, 4)]
 
 
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [([4], [8]), ([2, 3], [6, 8]), ([2, 4], [8])])
+def test_sides_with_averages_apart_have_no_point_twice(
+    resnet20_space: SearchSpace, resnet20_mlp: Any, weight_bits: list[int], activation_bits: list[int]
+) -> None:
+    document = PROFILE.to_json()
+    document["weight"]["bits"], document["activation"]["bits"] = weight_bits, activation_bits
+    points = run(resnet20_space, resnet20_mlp, profile=DeviceProfile.from_json(document), generations=15)
+    pairs = [(point.budget.weight_bits, point.budget.activation_bits) for point in points]
+    assert len(set(pairs)) == len(pairs)
+    assert pairs == sorted(pairs)
+    assert pairs[0] == (min(weight_bits), min(activation_bits))
+    assert pairs[-1] == (max(weight_bits), max(activation_bits))
+    assert (len(pairs) == 1) == (len(weight_bits) == len(activation_bits) == 1)
+
+
 def test_the_front_is_deterministic_in_its_seed(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
     one, two, other = (
         run(resnet20_space, resnet20_mlp, points=5, generations=15, seed=seed) for seed in (3, 3, 4)
