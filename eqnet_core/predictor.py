@@ -77,6 +77,8 @@ class AccuracyPredictor:
         )
         if not fits:
             raise BundleError("the accuracy predictor's tensors do not fit together: fit it again")
+        if (self.interval_half_width < 0).any() or (np.diff(self.interval_accuracy) <= 0).any():
+            raise BundleError("the accuracy predictor's interval is none: fit it again")
         if not self._is_exact():
             raise BundleError("the accuracy predictor's weights are not fixed-point numbers: fit it again")
 
@@ -116,8 +118,8 @@ class AccuracyPredictor:
         """Lower and upper end, [N] each, of the 90 % prediction interval around predicted accuracies [N].
 
         Split-conformal (Papadopoulos et al. 2002): residuals of configurations that the predicting network
-        had not seen, normalised by their typical size at that predicted accuracy. It contains the accuracy
-        that a measurement on as many images as the samples' shows, noise of that measurement included.
+        had not seen, normalised by their typical size at that predicted accuracy. It is of the accuracy on
+        the images that the samples were measured on; on others fewer are inside (the card's report tells).
         """
         half = np.interp(accuracy, self.interval_accuracy, self.interval_half_width)
         return np.maximum(accuracy - half, 0.0), np.minimum(accuracy + half, 1.0)
@@ -208,7 +210,13 @@ class AccuracyPredictor:
         second_reach = np.abs(self.second_bias[:, 0]) + np.einsum(
             "mh,mhk->mk", reach[:-1].reshape(self.third.shape), np.abs(self.second)
         )
-        logits = (self.centre, self.spread, *self.interval_accuracy, *self.interval_half_width)
+        logits = (
+            self.centre,
+            self.spread,
+            self.third_bias,
+            *self.interval_accuracy,
+            *self.interval_half_width,
+        )
         return bool(
             np.isfinite(logits).all()
             and reach.max() < _FIRST_LIMIT

@@ -66,6 +66,8 @@ def fit_predictor(
     `interval_coverage` and `interval_width` (mean, fraction) against measured accuracies; `noise_ceiling`,
     Kendall between accuracies measured on the two halves of the images; all this for samples spread over the
     space, per form in `forms`, and in `searched` for what a search found; `samples`, `held_out`, `images`.
+    Samples may be fitted and judged by the same images, and then part of what is predicted is what those
+    happen to like: `half` tells how much (`_by_halves`).
 
     Raises:
         TrainingError: too few samples, or samples of another space.
@@ -90,12 +92,7 @@ def fit_predictor(
     fresh = spread_encodings(space, 2000, generator)
     distillation = predictor.predict(fresh) - expit(process.predict(fresh))
     report(f"network: {100 * distillation.std():.3f} points from the process")
-    left_out = np.empty(len(samples))
-    folds = generator.permutation(len(samples)) % _FOLDS
-    for fold in range(_FOLDS):
-        outside = folds == fold
-        without = fit_process(features[~outside], targets[~outside], generator)
-        left_out[outside] = expit(without.predict(features[outside]))
+    left_out = _leave_out(features, targets, generator)
     knots, half_widths = _conformal(left_out, accuracy)
     predictor = replace(predictor, interval_accuracy=knots, interval_half_width=half_widths)
     inside = _cross_conformal(left_out, accuracy, generator)
@@ -118,6 +115,7 @@ def fit_predictor(
             "held_out": int((~spread).sum()),
             **_quality(predictor, samples, left_out, inside, ~spread),
         }
+    quality["half"] = _by_halves(samples.select(np.flatnonzero(spread)), generator)
     coverage, error = quality["interval_coverage"], quality["mean_absolute_error"]
     report(
         f"left out {quality['held_out']}: Kendall {quality['kendall']:.3f} (between halves "
@@ -158,6 +156,47 @@ def _targets(samples: Samples) -> NDArray[np.float64]:
         return accuracy
     slope, intercept = np.polyfit(smooth, accuracy, 1)
     return np.asarray(slope * smooth + intercept, dtype=np.float64)
+
+
+def _leave_out(
+    features: NDArray[np.float32], targets: NDArray[np.float64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Accuracy [N] of each fifth as a process predicts it that saw the logits of the others only."""
+    left_out = np.empty(len(targets))
+    folds = generator.permutation(len(targets)) % _FOLDS
+    for fold in range(_FOLDS):
+        outside = folds == fold
+        without = fit_process(features[~outside], targets[~outside], generator)
+        left_out[outside] = expit(without.predict(features[outside]))
+    return left_out
+
+
+def _by_halves(samples: Samples, generator: np.random.Generator) -> dict[str, dict[str, float]]:
+    """Predictions of left-out subnets by fits to one half of the images, against that half (`fitted`) and the
+    other (`other`), whose mean difficulty does not count: `pearson`, `mean_absolute_error`,
+    `interval_coverage` with the interval of the fitted half's residuals. Means of both ways round.
+    """
+    found: dict[str, list[dict[str, float]]] = {"fitted": [], "other": []}
+    for fitted, other in (samples.half_accuracy.T, samples.half_accuracy.T[::-1]):
+        predicted = _leave_out(samples.features(), accuracy_logits(fitted), generator)
+        knots, half_widths = _conformal(predicted, fitted)
+        half_width = np.interp(predicted, knots, half_widths)
+        as_difficult = other + (fitted.mean() - other.mean())
+        for name, measured, inside in (
+            ("fitted", fitted, _cross_conformal(predicted, fitted, generator)),
+            ("other", as_difficult, np.abs(as_difficult - predicted) <= half_width),
+        ):
+            found[name].append(
+                {
+                    "pearson": _correlation(pearsonr, predicted, measured),
+                    "mean_absolute_error": float(np.abs(predicted - measured).mean()),
+                    "interval_coverage": float(inside.mean()),
+                }
+            )
+    return {
+        name: {key: float(np.mean([way[key] for way in ways])) for key in ways[0]}
+        for name, ways in found.items()
+    }
 
 
 def _conformal(

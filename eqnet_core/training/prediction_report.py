@@ -25,6 +25,9 @@ _COLUMNS = {
     "mean_error": "mean error",
     "interval_coverage": "coverage",
 }
+_HALF_PERCENT = {"mean_absolute_error": 2, "interval_coverage": 1}
+"""Decimals of what the halves of the panel are compared by, besides Pearson."""
+
 _PERCENT = ("mean_absolute_error", "mean_absolute_error_from_3_bits", "mean_error", "interval_coverage")
 
 
@@ -61,7 +64,10 @@ def _page(quality: dict[str, Any]) -> str:
         "the 90 % interval in %.",
         "",
         f"Halves of the panel agree with a Pearson of {agreement:.3f}, so that the noise of the measurements "
-        f"leaves a perfect predictor about {(2 * agreement / (1 + agreement)) ** 0.5:.3f} (Spearman-Brown).",
+        f"leaves a predictor that knows nothing of these images about "
+        f"{(2 * agreement / (1 + agreement)) ** 0.5:.3f} (Spearman-Brown).",
+        "",
+        *_halves(quality),
         "",
         "| subnets | " + " | ".join(_COLUMNS.values()) + " |",
         "|---|" + "---|" * len(_COLUMNS),
@@ -71,6 +77,27 @@ def _page(quality: dict[str, Any]) -> str:
         label = name if count is None else f"{name} ({count})"
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "![measured against predicted accuracy](prediction.png)", ""])
+
+
+def _halves(quality: dict[str, Any]) -> list[str]:
+    if "half" not in quality:  # fitted by an older version
+        return []
+    fitted, other = quality["half"]["fitted"], quality["half"]["other"]
+    pearson, error, coverage = zip(
+        *(
+            (f"{half['pearson']:.3f}", *(f"{100 * half[key]:.{n}f}" for key, n in _HALF_PERCENT.items()))
+            for half in (fitted, other)
+        ),
+        strict=True,
+    )
+    return [
+        "Images that subnets are fitted by share their luck with what is left out. Fitted by one half of the "
+        f"panel alone, left-out subnets are predicted with a Pearson of {pearson[0]} and a mean error of "
+        f"{error[0]} points on that half, {pearson[1]} and {error[1]} on the other (as difficult on "
+        f"average), and the interval covers {coverage[0]} and {coverage[1]} %: it is of the accuracy on the "
+        "panel, and other images differ by more.",
+        "",
+    ]
 
 
 def _plot(left_out: dict[str, Any], target: Path) -> None:

@@ -118,7 +118,10 @@ def test_intervals_follow_the_region_of_accuracy_and_stay_fractions(predictor: A
         ("first.weight", lambda value: value + np.float32(1e-6)),
         ("first.weight", lambda value: value * np.float32(2**8)),
         ("third.weight", lambda value: value / np.float32(3)),
+        ("third.bias", lambda value: value * np.nan),
         ("interval.half_width", lambda value: value[:-1]),
+        ("interval.half_width", lambda value: -value),
+        ("interval.accuracy", lambda value: value[::-1]),
         ("logit", lambda value: value[:1]),
     ],
 )
