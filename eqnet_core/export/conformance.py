@@ -23,8 +23,9 @@ from eqnet_core.space import Granularity, Symmetry
 
 _MIDDLE = 128
 """uint8 codes with this zero-point are symmetric int8 codes moved up by half of the type: x = s * (q - 128).
-The same values, and how ONNX writes signed activations where unsigned ones are uint8. The entry of a target
-that takes symmetric ones only says so as unverified: no such target's documentation settles it.
+The same values, and how ONNX writes signed activations where unsigned ones are uint8; fewer bits, which a
+Clip between the pair tells, are moved up by half of their codes. The entry of a target that takes symmetric
+ones only says so as unverified: no such target's documentation settles it.
 """
 
 
@@ -103,6 +104,7 @@ class _OnnxRules:
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in self.nodes for output in node.output}
+        self.consumers = {name: node for node in self.nodes for name in node.input}
 
     def violations(self) -> Iterable[Violation]:
         weights = set()
@@ -152,22 +154,22 @@ class _OnnxRules:
     def _activation(self, node: onnx.NodeProto) -> list[Violation]:
         scale, zero_point = self._parameters(node)
         kind = str(zero_point.dtype)
+        dequantizing = node.op_type == "DequantizeLinear"
+        beside = self.producers.get(node.input[0]) if dequantizing else self.consumers.get(node.output[0])
+        clip = beside if beside is not None and beside.op_type == "Clip" else None
         # A device with unsigned activations is given signed ones in the same type (`activation_container`).
-        signed = kind == "uint8" and not self.device.profile.signed and zero_point.item() == _MIDDLE
-        shift = _MIDDLE if signed else 0
+        middle = (
+            _MIDDLE if clip is None else (sum(int(self._array(name)) for name in clip.input[1:3]) + 1) // 2
+        )
+        signed = kind == "uint8" and not self.device.profile.signed and zero_point.item() == middle
+        shift = middle if signed else 0
         faults = {
             f"is in {kind}": kind not in self.device.activation.file_types,
             "has a step size per channel": scale.ndim > 0,
             **_parameter_faults(self.device.activation, scale, zero_point.astype(np.int32) - shift),
         }
-        clipped = self.producers.get(node.input[0])
         # TensorRT clips floating-point values only, and knows a pair by its neighbourhood.
-        faults["has a Clip of integers"] = (
-            self.device.profile.signed
-            and node.op_type == "DequantizeLinear"
-            and clipped is not None
-            and clipped.op_type == "Clip"
-        )
+        faults["has a Clip of integers"] = self.device.profile.signed and dequantizing and clip is not None
         name = node.name.rpartition(".")[0].removesuffix(".input")
         return _violations(self.device, (name, "", "activation"), faults)
 

@@ -246,9 +246,19 @@ def test_without_tensor_ranges_the_reason_is_named(files_of: Callable[[Device], 
     assert refused.value.violations
 
 
-@pytest.mark.parametrize(("zero_point", "accepted"), [(127, False), (128, True), (129, False)])
-def test_a_symmetric_target_takes_the_middle_of_uint8_for_zero_and_nothing_else(
-    zero_point: int, accepted: bool, files_of: Callable[[Device], Files]
+@pytest.mark.parametrize(
+    ("zero_point", "highest", "accepted"),
+    [
+        (127, 255, False),
+        (128, 255, True),
+        (129, 255, False),
+        (8, 15, True),
+        (8, 255, False),
+        (128, 15, False),
+    ],
+)
+def test_a_symmetric_target_takes_the_middle_of_the_codes_for_zero_and_nothing_else(
+    zero_point: int, highest: int, accepted: bool, files_of: Callable[[Device], Files]
 ) -> None:
     device = CATALOGUE["ti-tidl-tda4vm"]
     assert isinstance(device, Device)
@@ -256,6 +266,15 @@ def test_a_symmetric_target_takes_the_middle_of_uint8_for_zero_and_nothing_else(
     (stored,) = (tensor for tensor in model.graph.initializer if tensor.name == "image.zero_point")
     assert numpy_helper.to_array(stored) == 128
     stored.CopyFrom(numpy_helper.from_array(np.array(zero_point, np.uint8), stored.name))
+    if highest < 255:  # as signed activations of fewer bits than 8, which this network does not have
+        (quantize, dequantize) = (node for node in model.graph.node if stored.name in node.input)
+        bounds = [np.array(0, np.uint8), np.array(highest, np.uint8)]
+        model.graph.initializer.extend(
+            numpy_helper.from_array(bound, f"bound{i}") for i, bound in enumerate(bounds)
+        )
+        clip = onnx.helper.make_node("Clip", [quantize.output[0], "bound0", "bound1"], ["clipped"])
+        dequantize.input[0] = "clipped"
+        model.graph.node.insert(list(model.graph.node).index(dequantize), clip)
     if accepted:
         check_onnx(device, model.SerializeToString())
     else:
