@@ -46,19 +46,16 @@ def layer_setting(
     narrow_range: bool,
     signed: bool,
 ) -> LayerSetting:
-    """The code ranges of `docs/method.md` section 1.
-
-    Weights [-2^(b-1), 2^(b-1) - 1], or from -(2^(b-1) - 1) with narrow range; non-negative activations
-    [0, 2^b - 1], of which a runtime without unsigned activations holds only 7 bits; others as weights.
-    """
-    low = -(2 ** (weight_bits - 1)) + narrow_range
-    half = 2 ** (min(activation_bits, 7 if spec.nonnegative and signed else 8) - 1)
+    """With the code ranges of `LayerSpec.code_ranges`."""
+    weight_range, activation_range = spec.code_ranges(
+        weight_bits, activation_bits, narrow_range=narrow_range, signed=signed
+    )
     return LayerSetting(
         form=form,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        weight_range=(low, 2 ** (weight_bits - 1) - 1),
-        activation_range=(0, 2 * half - 1) if spec.nonnegative else (-half, half - 1),
+        weight_range=weight_range,
+        activation_range=activation_range,
     )
 
 

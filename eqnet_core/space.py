@@ -5,8 +5,6 @@ Pure Python and NumPy; imports nothing else of this project. See `docs/method.md
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -93,6 +91,19 @@ class LayerSpec:
     macs: int
     nonnegative: bool
     float_parameters: int
+
+    def code_ranges(
+        self, weight_bits: int, activation_bits: int, *, narrow_range: bool, signed: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Lowest and highest code of the weights and of the activations (docs/method.md section 1).
+
+        Weights [-2^(b-1), 2^(b-1) - 1], or from -(2^(b-1) - 1) with narrow range; non-negative activations
+        [0, 2^b - 1], of which a runtime without unsigned activations holds only 7 bits; others as weights.
+        """
+        low = -(2 ** (weight_bits - 1)) + narrow_range
+        half = 2 ** (min(activation_bits, 7 if self.nonnegative and signed else 8) - 1)
+        activations = (0, 2 * half - 1) if self.nonnegative else (-half, half - 1)
+        return (low, 2 ** (weight_bits - 1) - 1), activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +324,3 @@ def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> 
         narrow_range=narrow_range,
         signed=signed,
     )
-
-
-def configuration_digest(configuration: SubnetConfiguration, space: SearchSpace) -> str:
-    """Hex SHA-256 of the canonical JSON: equal exactly when two configurations compute the same."""
-    text = json.dumps(configuration_to_json(configuration, space), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -181,15 +181,25 @@ def _input(entry: Mapping[str, Any]) -> InputSpec:
 
 
 def _check_bits(subnet: Subnet) -> None:
-    """The bits that the configuration states are those of the layers."""
-    chosen = iter(zip(subnet.configuration.weight_bits, subnet.configuration.activation_bits, strict=True))
+    """The bits that the configuration states, and the codes that follow, are those of the layers."""
+    configuration = subnet.configuration
+    chosen = iter(zip(configuration.weight_bits, configuration.activation_bits, strict=True))
     for layer, spec in zip(subnet.layers, subnet.space.layers, strict=True):
         weight_bits, activation_bits = next(chosen) if spec.searchable else (FIXED_BITS, FIXED_BITS)
-        if layer.weight.bits != weight_bits or layer.activation.bits > activation_bits:
+        if (layer.weight.bits, layer.activation.bits) != (weight_bits, activation_bits):
             raise ArtifactError(
                 f"{layer.name} has {layer.weight.bits}/{layer.activation.bits} bits, "
                 f"the configuration {weight_bits}/{activation_bits}"
             )
+        ranges = spec.code_ranges(
+            weight_bits,
+            activation_bits,
+            narrow_range=configuration.narrow_range,
+            signed=configuration.signed,
+        )
+        found = ((layer.weight.low, layer.weight.high), (layer.activation.low, layer.activation.high))
+        if found != ranges:
+            raise ArtifactError(f"{layer.name} has codes in {found}, of its bits are {ranges}")
 
 
 def _layer(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> QuantizedLayer:

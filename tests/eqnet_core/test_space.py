@@ -11,7 +11,6 @@ from eqnet_core.space import (
     SearchSpace,
     SubnetConfiguration,
     Symmetry,
-    configuration_digest,
     configuration_from_json,
     configuration_to_json,
 )
@@ -96,12 +95,6 @@ def test_missing_parts_are_refused(key: str) -> None:
     del document[key]
     with pytest.raises(InvalidConfigurationError, match=key):
         configuration_from_json(document, SPACE)
-
-
-def test_digest_tells_configurations_apart() -> None:
-    other = SubnetConfiguration(form=FORMS[5], weight_bits=(2, 5, 8), activation_bits=(3, 4, 7))
-    assert configuration_digest(CONFIGURATION, SPACE) == configuration_digest(CONFIGURATION, SPACE)
-    assert configuration_digest(CONFIGURATION, SPACE) != configuration_digest(other, SPACE)
 
 
 def test_encoding_is_one_hot_and_the_same_for_populations() -> None:

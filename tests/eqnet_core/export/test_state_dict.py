@@ -128,6 +128,16 @@ def forged(subnet: Subnet) -> Iterator[tuple[str, Subnet]]:
     first, *others = subnet.configuration.weight_bits
     bits = (2 if first == 8 else 8, *others)
     yield "the configuration", replace(subnet, configuration=replace(subnet.configuration, weight_bits=bits))
+    first, *others = subnet.configuration.activation_bits
+    bits = (2 if first == 8 else 8, *others)
+    yield (
+        "the configuration",
+        replace(subnet, configuration=replace(subnet.configuration, activation_bits=bits)),
+    )
+    wide = replace(layer.weight, low=-128, high=255)
+    yield "codes in .*-128, 255", other_layer(weight=wide)
+    wide = replace(layer.activation, low=-128, high=255)
+    yield "codes in .*-128, 255", other_layer(activation=wide)
     yield "each of its layers once", replace(subnet, layers=subnet.layers[1:])
     yield "each of its layers once", replace(subnet, layers=(*subnet.layers, subnet.layers[0]))
     yield "the architecture needs", replace(subnet, classes=subnet.classes[:5])
