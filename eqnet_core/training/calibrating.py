@@ -105,6 +105,8 @@ def calibrate_subnets(
     )
     outputs = output_tables(supernet, moments)
     predictor, quality = fit_statistics(samples, supernet.space, outputs=outputs, report=print)
+    # Written last, so that a fit killed in between is told from a whole one.
+    (folder / QUALITY).unlink(missing_ok=True)
     save_tensors(folder / TENSORS, predictor.to_tensors())
     write_atomically(folder / QUALITY, json.dumps(quality, indent=2).encode())
     return folder / TENSORS

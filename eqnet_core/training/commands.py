@@ -259,11 +259,13 @@ def _fit(run: Path, seed: int) -> None:
         check_origins(run / "samples", {"supernet": supernet_digest(load_trained(run / "supernet"))})
     predictor, quality, left_out = fit_predictor(samples, samples.space, seed, report=print)
     folder = run / "prediction"
+    # Written last, so that a fit killed in between is told from a whole one.
+    (folder / "quality.json").unlink(missing_ok=True)
     save_tensors(folder / "predictor.npz", predictor.to_tensors())
     save_tensors(folder / LEFT_OUT, vars(left_out))
-    write_atomically(folder / "quality.json", json.dumps(quality, indent=2).encode())
     settings = {"stage": "fit", "seed": seed, **read_origins(run / "samples")}
     write_atomically(folder / "settings.json", json.dumps(settings, indent=2).encode())
+    write_atomically(folder / "quality.json", json.dumps(quality, indent=2).encode())
     print(f"wrote {folder}")
 
 

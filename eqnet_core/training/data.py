@@ -114,13 +114,19 @@ def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, s
     ).double()
     mean = (histograms * levels).sum(1) / histograms.sum(1)
     variance = (histograms * levels.square()).sum(1) / histograms.sum(1) - mean.square()
+    std = tuple(round(float(value) ** 0.5, 4) for value in variance)
+    if min(std) == 0:
+        raise TrainingError(
+            f"a channel of the training images at {path} is the same everywhere, or nearly: "
+            "they cannot be normalised"
+        )
     return ImageData(
         train=kept,
         held_out=train.subset(order[:held_out]),
         test=test,
         classes=classes,
         mean=tuple(round(float(value), 4) for value in mean),
-        std=tuple(round(float(value) ** 0.5, 4) for value in variance),
+        std=std,
     )
 
 

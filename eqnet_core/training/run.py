@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -89,14 +90,26 @@ class Run:
         return self.folder / "log.jsonl"
 
     def resume(self) -> dict[str, Any] | None:
-        """The checkpoint's state, or None for a fresh run. Tensors and plain values only (`weights_only`)."""
+        """The checkpoint's state, or None for a fresh run. Tensors and plain values only (`weights_only`).
+
+        Raises:
+            TrainingError: the checkpoint is damaged.
+        """
         if not self.checkpoint_path.exists():
             self.log_path.write_text("")
             return None
-        checkpoint: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
-        with self.log_path.open("r+b") as log:
-            log.truncate(checkpoint["log_bytes"])
-        state: dict[str, Any] = checkpoint["state"]
+        try:
+            checkpoint: dict[str, Any] = torch.load(
+                self.checkpoint_path, map_location="cpu", weights_only=True
+            )
+            state: dict[str, Any] = checkpoint["state"]
+            size: int = checkpoint["log_bytes"]
+        except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{self.checkpoint_path} is damaged: delete {self.folder} and train it again"
+            ) from error
+        with self.log_path.open("ab") as log:  # also where somebody tidied the log away
+            log.truncate(min(size, log.tell()))
         return state
 
     def log(self, **values: Any) -> None:

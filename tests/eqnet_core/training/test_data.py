@@ -54,7 +54,7 @@ def test_image_folder_is_resized_to_the_network(tmp_path: Path) -> None:
         for label, colour in (("cat", 10), ("dog", 200)):
             (tmp_path / part / label).mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (50, 40), (colour, 0, number)).save(
+                Image.new("RGB", (50, 40), (colour, colour, 40 * number)).save(
                     tmp_path / part / label / f"{number}.png"
                 )
     data = load_data(tmp_path, input_shape=SHAPE, held_out=2, seed=0)
@@ -70,6 +70,10 @@ def test_unusable_data_says_what_was_expected(tmp_path: Path, digits_file: Path)
         load_data(digits_file, input_shape=SHAPE, held_out=160, seed=0)
     with pytest.raises(TrainingError, match="the network takes"):
         load_data(digits_file, input_shape=(3, 28, 28), held_out=10, seed=0)
+    black, labels = np.zeros((4, 3, 32, 32), np.uint8), np.zeros(4, np.int64)
+    np.savez(tmp_path / "black.npz", x_train=black, y_train=labels, x_test=black, y_test=labels)
+    with pytest.raises(TrainingError, match="cannot be normalised"):
+        load_data(tmp_path / "black.npz", input_shape=SHAPE, held_out=1, seed=0)
     np.savez(tmp_path / "half.npz", x_train=np.zeros((2, 3, 32, 32), np.uint8))
     with pytest.raises(TrainingError, match="y_train"):
         load_data(tmp_path / "half.npz", input_shape=SHAPE, held_out=1, seed=0)

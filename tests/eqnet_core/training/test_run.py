@@ -72,6 +72,22 @@ def test_shards_that_write_the_same_file_at_once_do_not_lose_it(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_goes_on_without_its_log_but_not_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, Settings())
+    run.log(step=1)
+    run.checkpoint({"step": 1})
+    run.log(step=2)
+    assert run.resume() == {"step": 1}
+    assert run.log_path.read_text().count("step") == 1
+    run.log_path.unlink()
+    assert run.resume() == {"step": 1}
+    assert run.log_path.read_bytes() == b""
+    for damaged in (run.checkpoint_path.read_bytes()[:200], b"", b"no checkpoint"):
+        run.checkpoint_path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="is damaged"):
+            run.resume()
+
+
 def test_damaged_tensors_say_which_stage_to_run_again(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "predictor.npz"
     save_tensors(path, {"x": np.arange(100)})
