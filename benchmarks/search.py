@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search.py [--bundle resnet20-cifar10] [--repeats 5]
 
-Prints tables. Every round runs the search and then the same number of predictions, in batches as large, in
-the same process: compare the ratio of their CPU times rather than wall times, which depend on what else the
-machine does. With one thread, since on matrices this small a second one mostly waits, and on a busy machine
-for very long. Without a bundle the predictor has random weights, with sizes as a trained one's.
+Prints tables. Every round runs the search and then as many predictions as it made, in batches of a
+generation, in the same process: compare the ratio of their CPU times rather than wall times, which depend
+on what else the machine does. With one thread, since on matrices this small a second one mostly waits, and
+on a busy machine for very long. Without a bundle the predictor has random weights, with sizes as a
+trained one's.
 """
 
 from __future__ import annotations
@@ -124,10 +125,6 @@ def print_speed(name: str, space: SearchSpace, predictor: AccuracyPredicting, re
     settings = SearchSettings()
     features = np.repeat(space.encode([space.uniform(PROFILE.form, 4)]), settings.population, axis=0)
 
-    def forwards() -> None:
-        for _ in range(settings.generations):
-            predictor.predict(features)
-
     print(f"\n{name}: {len(space.layers)} layers, {settings.population} x {settings.generations}")
     print(f"{'budget':<26}{'wall':>10}{'CPU':>10}{'forwards':>10}{'ratio':>8}{'predictions':>13}")
     for label, budget in budgets.items():
@@ -144,6 +141,10 @@ def print_speed(name: str, space: SearchSpace, predictor: AccuracyPredicting, re
                     settings=settings,
                 )
             )
+
+        def forwards(results: list[SearchResult] = results) -> None:
+            for start in range(0, results[-1].evaluations, settings.population):
+                predictor.predict(features[: results[-1].evaluations - start])
 
         rounds = [(*measure(run), measure(forwards)[1]) for _ in range(repeats)]
         wall, cpu, alone = (median(column) for column in zip(*rounds, strict=True))

@@ -5,10 +5,12 @@
 
 One row per budget (the same bound on average weight and activation bits), predicted accuracy in percent: what
 the worst of `--seeds` searches finds, then how far the others are above (+) or below (-) it, in points. All
-but the search ten times as long have `population x generations` predictions to spend; pymoo's GA is the one
+but the search ten times as long and the front, which shares its predictions out among its points, have
+`population x generations` predictions to spend; pymoo's GA is the one
 for whole numbers of its documentation (Blank & Deb 2020), constraints handled by feasibility first. Where the
 search and pymoo find the same optimum the difference is 0. The exit status says whether neither the longer
-search nor the front is more than 0.05 points better, and neither random search nor pymoo better at all.
+search nor the front nor the best seed is more than 0.05 points better, and neither random search nor pymoo
+better at all.
 """
 
 from __future__ import annotations

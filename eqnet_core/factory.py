@@ -116,8 +116,8 @@ class Factory:
         )
 
     def predict(self, configurations: Sequence[SubnetConfiguration]) -> Prediction:
-        """Accuracies of `configurations` as delivered: with predicted BatchNorm statistics, unless the
-        bundle carries images.
+        """Accuracies of `configurations` with predicted BatchNorm statistics, which the predictor is fitted
+        with: as delivered, unless the bundle carries images, which then calibrate what is delivered.
 
         Raises:
             InvalidConfigurationError: not one entry per searchable layer.

@@ -86,7 +86,7 @@ def search(
     Makes at most `settings.population` x `settings.generations` predictions and is deterministic in
     `settings.seed`. A side of the network (weights, activations) that no bound of the budget concerns has
     its highest bits, so an empty budget means 8/8 bits on a device that accepts them. `progress` is told the
-    fraction of the generations that is done.
+    fraction that is done: of the generations, or of all subnets where those are fewer than the predictions.
 
     Raises:
         InvalidProfileError, InfeasibleBudgetError: as `check_feasible`, before anything is searched.
@@ -99,7 +99,7 @@ def search(
         return np.asarray(predictor.predict(genome.features(codes)), dtype=np.float64)
 
     if genome.choices <= settings.population * settings.generations:
-        found = _best_of_all(genome, fitness)
+        found = _best_of_all(genome, fitness, progress)
     else:
         found = evolve(
             genome,
@@ -127,9 +127,13 @@ def _check_space(space: SearchSpace, costs: CostModel) -> None:
         raise ValueError("the cost model belongs to another search space: build it with CostModel(space)")
 
 
-def _best_of_all(genome: Genome, fitness: Any) -> Evolved:
+def _best_of_all(genome: Genome, fitness: Any, progress: Callable[[float], None] | None) -> Evolved:
     best, best_fitness, evaluations = genome.lowest, -np.inf, 0
-    for codes in _all_feasible(genome):
+    for looked_at, codes in _all_feasible(genome):
+        if progress is not None:
+            progress(looked_at / genome.choices)
+        if not len(codes):
+            continue
         scores = fitness(codes)
         evaluations += len(codes)
         position = int(scores.argmax())
@@ -138,14 +142,13 @@ def _best_of_all(genome: Genome, fitness: Any) -> Evolved:
     return Evolved(codes=best[None], fitness=np.array([best_fitness]), evaluations=evaluations)
 
 
-def _all_feasible(genome: Genome) -> Iterator[Codes]:
-    """Every combination of codes within the budget, in batches [N, 2, L], the highest bits first."""
+def _all_feasible(genome: Genome) -> Iterator[tuple[int, Codes]]:
+    """Every combination of codes within the budget, the highest bits first, in batches [N, 2, L], N from 0;
+    beside each how many combinations have been looked at."""
     counts = (genome.highest - genome.lowest + 1).ravel()
     strides = np.concatenate([np.cumprod(counts[:0:-1])[::-1], [1]]) if len(counts) else counts
     for start in range(0, genome.choices, BATCH):
         number = np.arange(start, min(start + BATCH, genome.choices))
         digits = number[:, None] // strides % counts
         codes = (genome.highest.ravel() - digits).reshape(len(number), *genome.lowest.shape)
-        codes = codes[genome.feasible(codes)]
-        if len(codes):
-            yield codes
+        yield start + len(number), codes[genome.feasible(codes)]

@@ -43,8 +43,9 @@ def report(
 
     The result's `weight_bytes` are of the weights alone: `true_bits` packed at their bit-widths, `containers`
     as `model.onnx` stores them, `integer` as `model.integer.onnx` does (int8, all of them). `ideal_bytes` is
-    the smallest file that holds everything: true-bit weights, step sizes and biases and BatchNorms as
-    float32, zero-points (asymmetric only) as one byte each.
+    the smallest file that holds what `model.safetensors` does: true-bit weights, step sizes and biases and
+    the four vectors of each BatchNorm as float32, zero-points (asymmetric only) as one byte each. The cost's
+    `model_bytes` is smaller: there a BatchNorm is a scale and a shift, as runtimes fold it.
     """
     specs = {spec.name: spec for spec in subnet.space.layers}
     layers = [_layer(layer, specs[layer.name], signed=subnet.configuration.signed) for layer in subnet.layers]

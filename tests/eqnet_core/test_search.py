@@ -102,6 +102,24 @@ def test_a_search_tells_the_fraction_that_is_done(resnet20_space: SearchSpace, r
     assert told == [k / 8 for k in range(1, 9)]
 
 
+def test_a_search_through_all_subnets_tells_it_too(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
+    told: list[float] = []
+    pins = {layer.name: LayerPin(weight_bits=4, activation_bits=4) for layer in resnet20_space.searchable[7:]}
+    result = run(
+        resnet20_space,
+        resnet20_mlp,
+        Budget(weight_bits=8.0, activation_bits=8.0),
+        profile=profile((4, 8)),
+        pins=pins,
+        settings=SearchSettings(population=100, generations=200),
+        progress=told.append,
+    )
+    assert result.evaluations == 2**14
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
 def test_the_search_beats_uniform_and_random_subnets(resnet20_space: SearchSpace, resnet20_mlp: Any) -> None:
     costs = CostModel(resnet20_space)
     result = run(resnet20_space, resnet20_mlp, BUDGETS[4], settings=SearchSettings())
