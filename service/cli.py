@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+    from service.client import Client
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"environment:\n{describe_settings()}",
     )
     serve.add_argument("--host", default=HOST, help=f"address to listen on (default {HOST})")
-    serve.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default {PORT})")
+    serve.add_argument("--port", type=_port, default=PORT, help=f"port to listen on (default {PORT})")
     serve.set_defaults(run=_serve)
 
     worker = commands.add_parser(
@@ -65,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     target = subnet.add_mutually_exclusive_group(required=True)
     target.add_argument("--device", help="a name that `eqnet devices` lists")
     target.add_argument("--profile", type=Path, metavar="FILE", help="a device profile, JSON")
-    subnet.add_argument("--weight-bits", type=float, help="average at most this")
-    subnet.add_argument("--activation-bits", type=float, help="average at most this")
+    subnet.add_argument("--weight-bits", type=_bound, help="average at most this")
+    subnet.add_argument("--activation-bits", type=_bound, help="average at most this")
     subnet.add_argument("--model-bytes", type=int, help="packed size at most this")
     subnet.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
     subnet.add_argument("--out", type=Path, metavar="FOLDER", help="save the artifacts here")
@@ -81,6 +84,22 @@ def _parser() -> argparse.ArgumentParser:
             "--url", default=f"http://{HOST}:{PORT}", help=f"the service (default http://{HOST}:{PORT})"
         )
     return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no port: use 0 to 65535, 0 for any that is free")
+    return int(text)
+
+
+def _bound(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no bound: give a number, or leave it out")
+    return value
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -188,8 +207,6 @@ def _tell_settings(error: ValidationError) -> int:
 
 
 def _subnet(options: argparse.Namespace) -> int:
-    from service.client import Client
-
     request: dict[str, Any] = {"search": {"seed": options.seed}}
     if options.supernet is not None:
         request["supernet"] = options.supernet
@@ -198,51 +215,60 @@ def _subnet(options: argparse.Namespace) -> int:
     else:
         try:
             request["profile"] = json.loads(options.profile.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             print(f"eqnet: the profile {options.profile} cannot be read: {error}", file=sys.stderr)
             return 2
     bounds = {name: getattr(options, name) for name in ("weight_bits", "activation_bits", "model_bytes")}
     request["budget"] = {name: value for name, value in bounds.items() if value is not None}
 
-    def call() -> int:
-        with Client(options.url, api_key=os.environ.get("EQNET_API_KEY")) as client:
-            record = client.subnet(**request)
-            saved = client.download(record, options.out) if options.out is not None else []
+    def call(client: Client) -> None:
+        record = client.subnet(**request)
+        saved = client.download(record, options.out) if options.out is not None else []
         print(json.dumps(record, indent=2))
         for path in saved:
             print(f"saved {path}", file=sys.stderr)
-        return 0
 
     return _told(options.url, call)
 
 
 def _devices(options: argparse.Namespace) -> int:
-    from service.client import Client
-
-    def call() -> int:
-        with Client(options.url, api_key=os.environ.get("EQNET_API_KEY")) as client:
-            for device in client.devices():
-                if device["supported"]:
-                    print(device["name"])
-        return 0
+    def call(client: Client) -> None:
+        for device in client.devices():
+            if device["supported"]:
+                print(device["name"])
 
     return _told(options.url, call)
 
 
-def _told(url: str, call: Any) -> int:
-    """Run a client call; problems become one message and exit code 1."""
+def _told(url: str, call: Callable[[Client], None]) -> int:
+    """Run a call with a client of the service at `url`; problems become one message and an exit code."""
     import httpx
 
-    from service.client import ServiceError
+    from service.client import Client, ServiceError
 
+    key = os.environ.get("EQNET_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        print("eqnet: EQNET_API_KEY: no header can hold it: set the key that was printed", file=sys.stderr)
+        return 2
     try:
-        return int(call())
+        with Client(url, api_key=key or None) as client:
+            call(client)
+        return 0
     except ServiceError as error:
-        print(f"eqnet: {error}", file=sys.stderr)
+        message = str(error)
+    except httpx.InvalidURL as error:
+        message = f"{url} is no URL of a service ({error})"
     except httpx.TransportError as error:
-        print(f"eqnet: no service answers at {url} ({error}): start one with `eqnet serve`", file=sys.stderr)
-    except (TimeoutError, ValueError, OSError) as error:
-        print(f"eqnet: {error}", file=sys.stderr)
+        message = f"no service answers at {url} ({error}): start one with `eqnet serve`"
+    except (
+        json.JSONDecodeError, UnicodeDecodeError, httpx.DecodingError,
+        LookupError, TypeError, RecursionError,
+    ) as error:  # fmt: skip
+        # Read without checks, since every service answers as documented: this is another one.
+        message = f"what answers at {url} is no EQ-Net service ({type(error).__name__}: {error})"
+    except (ValueError, OSError) as error:
+        message = str(error)
+    print(f"eqnet: {message}", file=sys.stderr)
     return 1
 
 

@@ -26,7 +26,7 @@ class ServiceError(Exception):
 
     def __init__(self, status: int, document: Mapping[str, Any]) -> None:
         errors = "".join(f"\n  {e['pointer']}: {e['detail']}" for e in document.get("errors", ()))
-        super().__init__(f"{document.get('detail', 'no detail')}{errors}")
+        super().__init__(f"{document['detail']}{errors}")
         self.status = status
         self.code = str(document.get("type", "")).rsplit(":", 1)[-1]
         self.document = dict(document)
@@ -34,13 +34,14 @@ class ServiceError(Exception):
 
 class Client:
     """One service, at `url`, with an `api_key` where it wants one. Every method raises ServiceError for
-    problems and httpx.TransportError for the network's.
+    problems and httpx.TransportError for the network's, such as `timeout` seconds without an answer.
     """
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, timeout: float = 60.0
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._timeout = timeout
         self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers)
 
     def __enter__(self) -> Self:
@@ -61,8 +62,13 @@ class Client:
             TimeoutError: it is still being built.
         """
         deadline = time.monotonic() + wait
+        asked = int(min(wait, 30))
         record = self._json(
-            "POST", "/subnets", json=request, headers={"Prefer": f"wait={int(min(wait, 30))}"}
+            "POST",
+            "/subnets",
+            json=request,
+            headers={"Prefer": f"wait={asked}"},
+            timeout=httpx.Timeout(self._timeout, read=asked + self._timeout),
         )
         while record["status"] not in ("ready", "failed"):
             if time.monotonic() >= deadline:
@@ -138,7 +144,7 @@ class Client:
         if had:
             headers |= {"Range": f"bytes={had}-", "If-Range": f'"{file["sha256"]}"'}
         with self._http.stream("GET", url, headers=headers) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
             _raise_problem(response)
             if had and response.status_code != 206:  # all of it once more
@@ -168,6 +174,7 @@ class Client:
             params={
                 name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
                 for name, value in query.items()
+                if value is not None
             },
         )
 
@@ -178,7 +185,8 @@ class Client:
         return list(self._json("GET", "/supernets")["supernets"])
 
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        return dict(self._send(method, url, **options).json())
+        document: dict[str, Any] = self._send(method, url, **options).json()
+        return document
 
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         response = self._http.request(method, url, **options)
@@ -192,9 +200,13 @@ def _may_pass(error: httpx.TransportError | ServiceError) -> bool:
 
 
 def _raise_problem(response: httpx.Response) -> None:
-    if response.is_error:
-        try:
-            document = dict(response.json())
-        except (ValueError, TypeError):
-            document = {"detail": f"HTTP {response.status_code} without a problem document"}
-        raise ServiceError(response.status_code, document)
+    if response.is_success:
+        return
+    status = response.status_code
+    try:
+        problem = ServiceError(status, response.json())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        reason = f"HTTP {status} without a problem document"
+        detail = f"what answers at {response.url} is no EQ-Net service ({reason})"
+        problem = ServiceError(status, {"detail": detail})
+    raise problem

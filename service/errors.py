@@ -105,13 +105,16 @@ def problem_of(error: EqnetError, *, prefix: str = "", status: int = 422) -> Pro
     if isinstance(error, BundleError):
         return unavailable(str(error), code=error.code, retry_after=30)
     extra = {"nearest": error.nearest} if isinstance(error, InfeasibleBudgetError) else {}
-    return ProblemError(
-        status,
-        error.code,
-        str(error),
-        errors=[(prefix + violation.pointer, violation.detail) for violation in error.violations],
-        extra=extra,
-    )
+    errors = [(prefix + violation.pointer, violation.detail) for violation in error.violations]
+    # The library's pointers, in its message too, lead into the part that it was given.
+    detail = _first_of(errors) if prefix and errors else str(error)
+    return ProblemError(status, error.code, detail, errors=errors, extra=extra)
+
+
+def _first_of(errors: Sequence[tuple[str, str]]) -> str:
+    pointer, reason = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{pointer}: {reason}".lstrip(": ") + more
 
 
 def problem_response(problem: ProblemError) -> JSONResponse:
@@ -156,9 +159,8 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
             errors.append(("", f"the body is not JSON: {reason}"))
         else:
             errors.append((json_pointer(entry["loc"]), entry["msg"].removeprefix("Value error, ")))
-    first = f"{errors[0][0]}: {errors[0][1]}".lstrip(": ") if errors else "the request is malformed"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return problem_response(ProblemError(422, "invalid-request", first + more, errors=errors))
+    detail = _first_of(errors) if errors else "the request is malformed"
+    return problem_response(ProblemError(422, "invalid-request", detail, errors=errors))
 
 
 async def _answer_http(_: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,7 @@
-"""JSON bodies without the leniencies of `json.loads`: no repeated members, no NaN, no endless nesting."""
+"""JSON bodies without the leniencies of `json.loads`: no repeated members, no NaN, no endless nesting.
+
+Numbers without a fraction are integers, however they are written (4.0, 1e3), as JSON Schema has it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,11 @@ def _loads(body: bytes) -> Any:
         raise json.JSONDecodeError("not UTF-8", "", error.start) from error
     try:
         document = json.loads(
-            text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_integer
+            text,
+            object_pairs_hook=_distinct,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+            parse_float=_number,
         )
         if _SURROGATE.search(body) is not None:
             json.dumps(document, ensure_ascii=False).encode()
@@ -78,6 +85,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(text: str) -> int:
     """Not `int` itself: only where Python code runs do other threads get their turn."""
     return int(text)
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, ValidationError
 
-from service.subnets.schemas import Bits, BudgetSchema, Configuration, Cost, Profile, Strict
+from service.subnets.schemas import INTERVAL, Bits, BudgetSchema, Configuration, Cost, Profile, Strict
 
 MAX_PREDICTIONS = 10_000
 _PART = 100
@@ -100,7 +100,7 @@ def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 class Prediction(BaseModel):
     predicted_accuracy: float = Field(ge=0, le=1)
-    prediction_interval: list[float] = Field(description="90 %")
+    prediction_interval: list[float] = Field(description=INTERVAL)
     cost: Cost
     configuration: Configuration
 

@@ -205,19 +205,17 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
             search = SearchSettings.from_json(request.search.model_dump() if request.search else {})
         except InvalidProfileError as error:
             raise problem_of(error, prefix="/search") from error
+        pins = {name: LayerPin.from_json(pin.model_dump()) for name, pin in (request.pinned or {}).items()}
         what = SearchOrder(
             device=request.device,
             profile=profile,
             budget=Budget.from_json(request.budget.model_dump() if request.budget else {}),
             search=search,
-            pins={
-                name: LayerPin.from_json(pin.model_dump())
-                for name, pin in (request.pinned or {}).items()
-                if pin.weight_bits is not None or pin.activation_bits is not None
-            },
+            pins={name: pin for name, pin in pins.items() if pin != LayerPin()},
         )
+        # All pins: one that pins nothing, which is no part of the order, must name a layer too.
         check_feasible(
-            space=bundle.space, costs=factory.costs, profile=profile, budget=what.budget, pins=what.pins
+            space=bundle.space, costs=factory.costs, profile=profile, budget=what.budget, pins=pins
         )
     return SubnetOrder(
         supernet=bundle.name,

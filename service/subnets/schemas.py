@@ -14,6 +14,12 @@ ArtifactName = Literal[
 Bits = Annotated[int, Field(ge=2, le=8, description="Bit-width, 2 to 8")]
 Status = Literal["queued", "building", "ready", "failed"]
 
+INTERVAL = (
+    "90 % interval of the accuracy on the held-out images of the bundle's own training data; on others, such "
+    "as a test set, it can be lower"
+)
+"""What every `prediction_interval` is described as."""
+
 EXAMPLE_PROFILE: dict[str, Any] = {
     "weight": {
         "bits": [2, 3, 4, 5, 6, 7, 8],
@@ -53,7 +59,7 @@ _Bound = Annotated[float, Field(gt=0, lt=LARGEST_BOUND)]
 
 
 class BudgetSchema(Strict):
-    """Upper bounds; null or left out is no bound."""
+    """Upper bounds; null or left out is no bound. On `signed` devices, activations count as in `Cost`."""
 
     weight_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
     activation_bits: _Bound | None = Field(default=None, description="Average over the searchable layers")
@@ -120,7 +126,9 @@ class SubnetRequest(Strict):
     )
     device: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="See GET /devices")
     profile: Profile | None = None
-    budget: BudgetSchema | None = Field(default=None, description="Empty: 8/8 bits")
+    budget: BudgetSchema | None = Field(
+        default=None, description="Empty: the highest bits that the device accepts"
+    )
     pinned: Annotated[dict[str, Pin], Field(max_length=1000)] | None = None
     search: Search | None = None
     configuration: Configuration | None = Field(
@@ -150,6 +158,10 @@ class SupernetReference(BaseModel):
 
 
 class Cost(BaseModel):
+    """On `signed` devices, 8 activation bits of a `nonnegative` layer (`GET /supernets`) count as 7, since
+    its codes use no more.
+    """
+
     weight_bits: float = Field(description="Average over the searchable layers, weighted by parameters")
     activation_bits: float = Field(description="Average, weighted by input feature-map elements")
     model_bytes: int = Field(description="Packed at the true bit-widths")
@@ -192,7 +204,7 @@ class SubnetRecord(BaseModel):
     search: Search | None = None
     configuration: Configuration | None = None
     predicted_accuracy: float | None = Field(default=None, ge=0, le=1)
-    prediction_interval: list[float] | None = Field(default=None, description="90 %")
+    prediction_interval: list[float] | None = Field(default=None, description=INTERVAL)
     measured_accuracy: float | None = Field(
         default=None,
         ge=0,

@@ -49,6 +49,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
                 "weights": layer.weights,
                 "inputs": layer.inputs,
                 "macs": layer.macs,
+                "nonnegative": layer.nonnegative,
             }
             for layer in bundle.space.layers
         ],

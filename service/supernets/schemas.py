@@ -16,6 +16,9 @@ class LayerSchema(BaseModel):
     weights: int = Field(description="Weight elements")
     inputs: int = Field(description="Elements of one image's input feature map")
     macs: int
+    nonnegative: bool = Field(
+        description="Its input is never negative: where a subnet is `signed`, 8 activation bits cost as 7"
+    )
 
 
 class InputSchema(BaseModel):

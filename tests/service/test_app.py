@@ -63,6 +63,18 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     assert references <= set(schemas)
 
 
+def test_the_document_says_what_the_numbers_mean(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert "count as 7" in schemas["Cost"]["description"]
+    assert "signed" in schemas["BudgetSchema"]["description"]
+    assert (
+        "highest bits that the device accepts"
+        in schemas["SubnetRequest"]["properties"]["budget"]["description"]
+    )
+    for name in ("SubnetRecord", "Prediction", "ParetoPoint"):
+        assert "held-out images" in schemas[name]["properties"]["prediction_interval"]["description"]
+
+
 def test_the_examples_are_valid_requests(client: httpx.Client, document: dict[str, Any]) -> None:
     examples = document["components"]["schemas"]["SubnetRequest"]["examples"]
     assert examples

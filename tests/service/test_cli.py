@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,107 @@ def test_no_service_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "eqnet serve" in capsys.readouterr().err
 
 
-def test_a_profile_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["subnet", "--profile", str(tmp_path / "none.json")]) == 2
-    assert "none.json" in capsys.readouterr().err
+def test_what_is_no_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--url", "http://[::1"]) == 1
+    assert "http://[::1 is no URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (200, "{}", "KeyError"),
+        (200, "[1]", "TypeError"),
+        (200, "<html></html>", "Expecting value"),
+        (200, "[" * 60_000, "RecursionError"),
+        (301, "", "HTTP 301"),
+        (404, "[1]", "HTTP 404"),
+        (404, '{"detail": "", "errors": null}', "HTTP 404"),
+        (502, '{"detail": "", "errors": [{"message": ""}]}', "HTTP 502"),
+        (502, "<html></html>", "HTTP 502"),
+    ],
+)
+@pytest.mark.parametrize("command", [["devices"], ["subnet", "--device", "tensorrt"]])
+def test_what_is_no_service_is_told(
+    command: list[str], status: int, body: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        assert main([*command, "--url", url]) == 1
+        other.shutdown()
+    told = capsys.readouterr().err
+    assert f"eqnet: what answers at {url}" in told
+    assert "is no EQ-Net service" in told
+    assert reason in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "told"),
+    [
+        ("", 0, ""),
+        (" \n", 0, ""),
+        ("key\n", 0, ""),
+        ("a\nb", 2, "EQNET_API_KEY"),
+        ("schlüssel", 2, "EQNET_API_KEY"),
+    ],
+)
+def test_a_key_that_no_header_holds_is_told(
+    server: Server,
+    key: str,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EQNET_API_KEY", key)
+    assert main(["devices", "--url", server.url]) == code
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--port", "99999999"],
+        ["serve", "--port", "-1"],
+        ["serve", "--port", "http"],
+        ["subnet", "--device", "tensorrt", "--weight-bits", "nan"],
+        ["subnet", "--device", "tensorrt", "--activation-bits", "four"],
+    ],
+)
+def test_a_flag_with_a_senseless_value_is_named(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.server.run_server", lambda *_, **__: pytest.fail("it was started"))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    flag, value = arguments[-2:]
+    assert f"argument {flag}: {value!r} is no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "[" * 60_000])
+def test_a_profile_that_cannot_be_read_is_told(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    if text is not None:
+        path.write_text(text)
+    assert main(["subnet", "--profile", str(path)]) == 2
+    assert "profile.json cannot be read" in capsys.readouterr().err
 
 
 def test_a_wrong_setting_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

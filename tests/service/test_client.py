@@ -1,9 +1,11 @@
 """The Python client against a real server."""
 
 import hashlib
+import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,12 +149,42 @@ def test_a_download_that_fails_leaves_what_was_there(
     assert old.read_bytes() == b"the one before"
 
 
+def test_a_build_may_take_longer_than_an_answer_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client._PAUSE", 0.0)
+    preferred: list[str] = []
+
+    class Building(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            preferred.append(self.headers["Prefer"])
+            time.sleep(0.6)
+            self.answer("building")
+
+        def do_GET(self) -> None:
+            self.answer("ready")
+
+        def answer(self, status: str) -> None:
+            content = json.dumps({"id": "1", "status": status}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Building) as building:
+        threading.Thread(target=building.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{building.server_port}", timeout=0.2) as client:
+            assert client.subnet(device="fpga-mixed", wait=600)["status"] == "ready"
+        building.shutdown()
+    assert preferred == ["wait=30"]
+
+
 def test_predictions_devices_supernets(server: Server) -> None:
     with Client(server.url) as client:
         assert client.devices()
         (supernet,) = client.supernets()
         count = sum(layer["searchable"] for layer in supernet["layers"])
-        answer = client.predict_accuracy(device="fpga-mixed", weight_bits=[3] * count, activation_bits=4)
+        answer = client.predict_accuracy(
+            supernet=None, device="fpga-mixed", weight_bits=[3] * count, activation_bits=4
+        )
     assert answer["cost"]["weight_bits"] == 3.0
 
 

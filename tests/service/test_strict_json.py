@@ -15,6 +15,12 @@ def test_json_is_read() -> None:
     assert _loads(b'{"a": [1, 2.5, null, "\\u00e9"]}') == {"a": [1, 2.5, None, "é"]}
 
 
+def test_a_number_without_a_fraction_is_an_integer() -> None:
+    read = _loads(b"[150000.0, 1e3, -2.0, 0.5]")
+    assert read == [150_000, 1000, -2, 0.5]
+    assert [type(value) for value in read] == [int, int, int, float]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

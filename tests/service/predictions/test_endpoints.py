@@ -38,6 +38,17 @@ def test_a_device_gives_the_form(client: httpx.Client) -> None:
     assert answer["configuration"]["weight_symmetry"] == "symmetric"
 
 
+def test_costs_of_a_signed_device_follow_from_the_layers(client: httpx.Client) -> None:
+    cost = client.get("/predict-accuracy?device=tensorrt&weight_bits=8&activation_bits=8").json()["cost"]
+    layers = client.get("/supernets").json()["supernets"][0]["layers"]
+    bits = {layer["name"]: 7 if layer["nonnegative"] else 8 for layer in layers}
+    searched = [layer for layer in layers if layer["searchable"]]
+    elements = sum(layer["inputs"] for layer in searched)
+    average = sum(layer["inputs"] * bits[layer["name"]] for layer in searched) / elements
+    assert cost["activation_bits"] == average < 8
+    assert cost["bit_operations"] == sum(layer["macs"] * 8 * bits[layer["name"]] for layer in layers)
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [

@@ -69,11 +69,11 @@ def test_requests_that_mean_the_same_are_one_subnet(
     same = {
         "supernet": "random-resnet20",
         "profile": {
-            "weight": wanted["profile"]["weight"] | {"bits": [8, 7, 6, 5, 4, 3, 2], "narrow_range": False},
+            "weight": wanted["profile"]["weight"] | {"bits": [8.0, 7, 6, 5, 4, 3, 2], "narrow_range": False},
             "activation": wanted["profile"]["activation"] | {"signed": False},
         },
         "budget": {"weight_bits": 3, "activation_bits": 3, "model_bytes": None},
-        "pinned": {},
+        "pinned": {"layer1.0.conv1": {"weight_bits": None}},
         "search": QUICK | {"seed": 0},
         "artifacts": ["report.json", "model.onnx", "model.safetensors", "encodings.json", "model.onnx"],
         "verify": False,

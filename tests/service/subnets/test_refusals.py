@@ -58,7 +58,7 @@ def _with(wanted: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("/profile/weight/bits", []),
         ("/profile/weight/bits", [9]),
         ("/profile/weight/bits", ["4"]),
-        ("/profile/weight/bits", [4.0]),
+        ("/profile/weight/bits", [4.5]),
         ("/profile/weight/bits", True),
         ("/profile/weight/granularity", "per_pixel"),
         ("/profile/activation/symmetry", None),
@@ -69,12 +69,15 @@ def _with(wanted: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("/budget/weight_bits", 0),
         ("/budget/bit_operations", 1e300),
         ("/budget/model_bytes", 1.5),
+        ("/budget/model_bytes", True),
         ("/budget/model_bytes", 10**30),
         ("/budget/colour", 1),
         ("/search/population", 10**9),
         ("/search/seed", -1),
         ("/pinned", []),
         ("/pinned/nowhere", {"weight_bits": 4}),
+        ("/pinned/nowhere", {"weight_bits": None}),
+        ("/pinned/nowhere", {}),
         ("/pinned/layer1.0.conv1/weight_bits", 1),
         ("/supernet", "no-such"),
         ("/supernet", 3),
@@ -100,8 +103,11 @@ def test_what_is_wrong_is_pointed_at(
 def test_a_search_too_long_as_a_whole_is_pointed_at(client: httpx.Client, wanted: dict[str, Any]) -> None:
     response = ask(client, wanted | {"search": {"population": 2000, "generations": 10_000}})
     assert response.status_code == 422
-    pointers = [error["pointer"] for error in response.json()["errors"]]
+    problem = response.json()
+    pointers = [error["pointer"] for error in problem["errors"]]
     assert pointers == ["/search/population", "/search/generations"]
+    assert problem["detail"].startswith("/search/population: ")
+    assert problem["detail"].endswith(" (and 1 more)")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +147,11 @@ def test_narrow_range_with_asymmetric_weights_is_refused(
     ):
         response = ask(client, request)
         assert response.status_code == 422
-        (error,) = response.json()["errors"]
+        problem = response.json()
+        (error,) = problem["errors"]
         assert error["pointer"] == pointer
         assert "use symmetric weights" in error["detail"]
+        assert problem["detail"] == f"{pointer}: {error['detail']}"
 
 
 @pytest.mark.parametrize(

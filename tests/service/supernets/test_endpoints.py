@@ -21,6 +21,8 @@ def test_the_loaded_supernet_is_the_bundle(client: httpx.Client, bundle: Path) -
     assert [layer["name"] for layer in listed["layers"]] == [layer.name for layer in opened.space.layers]
     assert listed["layers"][0]["bits"] == [8]
     assert listed["layers"][1]["bits"] == [2, 3, 4, 5, 6, 7, 8]
+    nonnegative = [layer["nonnegative"] for layer in listed["layers"]]
+    assert nonnegative == [layer.nonnegative for layer in opened.space.layers]
     assert listed["input"]["shape"] == [3, 32, 32]
     assert len(listed["forms"]) == 8
     assert len(listed["classes"]) == 10
