@@ -66,7 +66,6 @@ def _page(quality: dict[str, Any]) -> str:
         f"Halves of the panel agree with a Pearson of {agreement:.3f}, so that the noise of the measurements "
         f"leaves a predictor that knows nothing of these images about "
         f"{(2 * agreement / (1 + agreement)) ** 0.5:.3f} (Spearman-Brown).",
-        "",
         *_halves(quality),
         "",
         "| subnets | " + " | ".join(_COLUMNS.values()) + " |",
@@ -91,12 +90,12 @@ def _halves(quality: dict[str, Any]) -> list[str]:
         strict=True,
     )
     return [
+        "",
         "Images that subnets are fitted by share their luck with what is left out. Fitted by one half of the "
         f"panel alone, left-out subnets are predicted with a Pearson of {pearson[0]} and a mean error of "
         f"{error[0]} points on that half, {pearson[1]} and {error[1]} on the other (as difficult on "
         f"average), and the interval covers {coverage[0]} and {coverage[1]} %: it is of the accuracy on the "
         "panel, and other images differ by more.",
-        "",
     ]
 
 
