@@ -131,30 +131,19 @@ def _budgets(
     least = costs.of(tightest.configuration(tightest.lowest))
     most = costs.of(tightest.configuration(tightest.highest))
     weights, activations = axis is not FrontAxis.ACTIVATIONS, axis is not FrontAxis.WEIGHTS
-    sides = [
-        (cost.weight_bits if weights else None, cost.activation_bits if activations else None)
-        for cost in (least, most)
-    ]
-    starts, stops = ([bits for bits in side if bits is not None] for side in sides)
-    averages = np.unique(np.linspace(min(starts), max(stops), points)).tolist()
-    # Averages that only one side reaches leave the other where it is, and those between both sides' all.
-    bounds = {
-        (
-            _bound(base.weight_bits, average, least.weight_bits, most.weight_bits) if weights else None,
-            _bound(base.activation_bits, average, least.activation_bits, most.activation_bits)
-            if activations
-            else None,
+    reached = [(least.weight_bits, most.weight_bits)] if weights else []
+    reached += [(least.activation_bits, most.activation_bits)] if activations else []
+    averages = np.linspace(min(low for low, _ in reached), max(high for _, high in reached), points)
+
+    def bounds(average: float) -> tuple[float | None, float | None]:
+        return (
+            _bound(base.weight_bits, average, *reached[0]) if weights else base.weight_bits,
+            _bound(base.activation_bits, average, *reached[-1]) if activations else base.activation_bits,
         )
-        for average in averages
-    }
-    return [
-        replace(
-            base,
-            weight_bits=weight_bits if weights else base.weight_bits,
-            activation_bits=activation_bits if activations else base.activation_bits,
-        )
-        for weight_bits, activation_bits in sorted(bounds, key=lambda pair: [bits or 0.0 for bits in pair])
-    ]
+
+    # Each once: an average that only one side reaches leaves the other where it is, one between them both.
+    pairs = dict.fromkeys(bounds(average) for average in averages.tolist())
+    return [replace(base, weight_bits=weight, activation_bits=activation) for weight, activation in pairs]
 
 
 def _bound(base: float | None, average: float, least: float, most: float) -> float:

@@ -25,9 +25,6 @@ _COLUMNS = {
     "mean_error": "mean error",
     "interval_coverage": "coverage",
 }
-_HALF_PERCENT = {"mean_absolute_error": 2, "interval_coverage": 1}
-"""Decimals of what the halves of the panel are compared by, besides Pearson."""
-
 _PERCENT = ("mean_absolute_error", "mean_absolute_error_from_3_bits", "mean_error", "interval_coverage")
 
 
@@ -81,21 +78,17 @@ def _page(quality: dict[str, Any]) -> str:
 def _halves(quality: dict[str, Any]) -> list[str]:
     if "half" not in quality:  # fitted by an older version
         return []
-    fitted, other = quality["half"]["fitted"], quality["half"]["other"]
-    pearson, error, coverage = zip(
-        *(
-            (f"{half['pearson']:.3f}", *(f"{100 * half[key]:.{n}f}" for key, n in _HALF_PERCENT.items()))
-            for half in (fitted, other)
-        ),
-        strict=True,
-    )
+    halves = [quality["half"][name] for name in ("fitted", "other")]
+    pearson = [half["pearson"] for half in halves]
+    error = [100 * half["mean_absolute_error"] for half in halves]
+    coverage = [100 * half["interval_coverage"] for half in halves]
     return [
         "",
         "Images that subnets are fitted by share their luck with what is left out. Fitted by one half of the "
-        f"panel alone, left-out subnets are predicted with a Pearson of {pearson[0]} and a mean error of "
-        f"{error[0]} points on that half, {pearson[1]} and {error[1]} on the other (as difficult on "
-        f"average), and the interval covers {coverage[0]} and {coverage[1]} %: it is of the accuracy on the "
-        "panel, and other images differ by more.",
+        f"panel alone, left-out subnets are predicted with a Pearson of {pearson[0]:.3f} and a mean error of "
+        f"{error[0]:.2f} points on that half, {pearson[1]:.3f} and {error[1]:.2f} on the other (as difficult "
+        f"on average), and the interval covers {coverage[0]:.1f} and {coverage[1]:.1f} %: it is of the "
+        "accuracy on the panel, and other images differ by more.",
     ]
 
 

@@ -30,10 +30,16 @@ def test_the_report_states_what_the_fit_measured(tmp_path: Path) -> None:
     )
     row |= {"mean_absolute_error": 0.0021, "mean_absolute_error_from_3_bits": 0.0017}
     quality = {**row, "held_out": 30, "samples": 40, "images": 1200}
+    quality["half"] = {
+        "fitted": {"pearson": 0.95, "mean_absolute_error": 0.0019, "interval_coverage": 0.901},
+        "other": {"pearson": 0.91, "mean_absolute_error": 0.0025, "interval_coverage": 0.792},
+    }
     quality |= {"forms": {"some form": row}, "searched": {**row, "held_out": 10}}
     (tmp_path / "quality.json").write_text(json.dumps(quality))
     page = write_report(tmp_path, tmp_path / "docs").read_text()
     assert "| all forms (30) | 0.800 | 0.800 | 0.800 | 0.21 | 0.17 | 80.00 | 80.00 |" in page
     assert "| found by searches (10) |" in page
     assert "about 0.943" in page
+    assert "of 0.950 and a mean error of 0.19 points on that half, 0.910 and 0.25 on the other" in page
+    assert "covers 90.1 and 79.2 %" in page
     assert (tmp_path / "docs" / "prediction.png").read_bytes().startswith(b"\x89PNG")
