@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from eqnet_core.supernet import Supernet
+from eqnet_core.training import commands
 from eqnet_core.training.commands import main
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 
@@ -51,3 +53,22 @@ def test_a_search_for_samples_needs_a_predictor_of_this_supernet(
     with pytest.raises(SystemExit):
         main([*asked, "--searched", "5"])
     assert f"{tmp_path / 'prediction'} was made with another supernet" in capsys.readouterr().err
+
+
+def test_a_fit_that_is_killed_leaves_no_quality_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit itself is left out: it takes long, and only the order of its files matters here."""
+    quality = tmp_path / "prediction" / "quality.json"
+    quality.parent.mkdir()
+    quality.write_text("{}")
+    fitted = SimpleNamespace(to_tensors=dict), {"new": 1}, SimpleNamespace()
+    monkeypatch.setattr(commands, "gather", lambda *_: SimpleNamespace(space=None))
+    monkeypatch.setattr(commands, "fit_predictor", lambda *_, **__: fitted)
+    with monkeypatch.context() as killed:
+        killed.setattr(commands, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            commands._fit(tmp_path, 0)
+    assert not quality.exists()
+    commands._fit(tmp_path, 0)
+    assert json.loads(quality.read_text()) == {"new": 1}
