@@ -10,9 +10,10 @@ from typing import Any
 from eqnet_core.files import write_atomically
 
 INTEGER = "model.integer.onnx"
+QONNX = "model.qonnx.onnx"
 
 ARTIFACTS: tuple[str, ...] = (
-    "encodings.json", INTEGER, "model.onnx", "model.safetensors", "report.json",
+    "encodings.json", INTEGER, "model.onnx", QONNX, "model.safetensors", "report.json",
 )  # fmt: skip
 """Every file that `Factory.build` can make; bundles without tensor ranges have no `model.integer.onnx`."""
 

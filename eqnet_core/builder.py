@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from eqnet_core.build import INTEGER, Build
+from eqnet_core.build import INTEGER, QONNX, Build
 from eqnet_core.bundle import GRAPH, Bundle
 from eqnet_core.calibration import calibrate_batch_norm, normalised_batches
 from eqnet_core.cost import CostModel
@@ -22,6 +22,7 @@ from eqnet_core.export.module import build_module
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
 from eqnet_core.export.proof import Proof, natural_images, prove, simulate
+from eqnet_core.export.qonnx import check_quants, runnable
 from eqnet_core.export.report import report
 from eqnet_core.export.state_dict import save_subnet
 from eqnet_core.export.template import FloatGraph, trace_float_graph
@@ -97,6 +98,7 @@ class SubnetBuilder:
             for key, value in metadata.items()
         }
         # All, whatever is asked for: the report states the size of each, and a render takes milliseconds.
+        # But for QONNX, which few read: its weights are float32, and it has a proof of its own.
         files = {
             "encodings.json": encodings(subnet),
             "model.onnx": self._exporter.render(subnet, texts),
@@ -106,6 +108,8 @@ class SubnetBuilder:
         if self._integers is not None:
             integers = self._integers.fold(subnet)
             files[INTEGER] = self._integers.render(integers, texts)
+        if QONNX in artifacts or (device is not None and device.file == QONNX):
+            files[QONNX] = self._exporter.render_qonnx(subnet, texts)
         if device is not None:
             check_files(device, files)
         exported = time.perf_counter()
@@ -116,6 +120,10 @@ class SubnetBuilder:
         if self._integers is not None and integers is not None:
             proofs[INTEGER] = prove_integer(
                 files[INTEGER], integers, self._integers.plan, self._images, logits
+            )
+        if QONNX in files:
+            proofs[QONNX] = prove(
+                runnable(files[QONNX]), subnet, self._images, expected=logits, inspect=check_quants
             )
         proved = time.perf_counter()
         files["report.json"] = report(

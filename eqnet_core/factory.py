@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqnet_core.build import ARTIFACTS, INTEGER, Build, save
+from eqnet_core.build import ARTIFACTS, INTEGER, QONNX, Build, save
 from eqnet_core.bundle import Bundle, shipped_bundles
 from eqnet_core.cost import Cost, CostModel
 from eqnet_core.devices.device import Device
@@ -28,14 +28,14 @@ from eqnet_core.errors import UnsupportedTargetError, Violation
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.search import SearchResult, search
-from eqnet_core.space import SubnetConfiguration
+from eqnet_core.space import QuantizationForm, SubnetConfiguration, Symmetry
 from eqnet_core.statistics import StatisticsPredictor
 
 if TYPE_CHECKING:
     from eqnet_core.builder import SubnetBuilder
     from eqnet_core.export.template import FloatGraph
 
-__all__ = ["ARTIFACTS", "INTEGER", "Build", "Factory", "Prediction", "save"]
+__all__ = ["ARTIFACTS", "INTEGER", "QONNX", "Build", "Factory", "Prediction", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,11 @@ class Factory:
     def artifacts(self) -> tuple[str, ...]:
         """Those of `ARTIFACTS` that this bundle has all for."""
         return ARTIFACTS if self.bundle.has_ranges else tuple(n for n in ARTIFACTS if n != INTEGER)
+
+    def usual_artifacts(self, device: Device | None = None) -> tuple[str, ...]:
+        """What `build` makes unless told: all, but `model.qonnx.onnx` only for devices that take it."""
+        takes_qonnx = device is not None and device.file == QONNX
+        return tuple(name for name in self.artifacts if name != QONNX or takes_qonnx)
 
     def search(
         self,
@@ -178,10 +183,11 @@ class Factory:
         """The subnet of `configuration` as files, proven to compute what the supernet simulates.
 
         The same bundle, configuration, provenance and device give the same bytes, whichever `artifacts` are
-        asked for (all that the bundle has, unless told). `provenance` (JSON values, such as a request's id)
-        is stored in the files beside the bundle's name and digest and the predicted accuracy. With a
-        `device`, subnet and files are checked against every rule of its entry, and the report says what it
-        holds each layer in.
+        asked for (`usual_artifacts` unless told); but `report.json` has the size and the proof of a
+        `model.qonnx.onnx` only where it is made, for a device that takes it or because it is asked for.
+        `provenance` (JSON values, such as a request's id) is stored in the files beside the bundle's name and
+        digest and the predicted accuracy. With a `device`, subnet and files are checked against every rule of
+        its entry, and the report says what it holds each layer in.
 
         Raises:
             InvalidConfigurationError: not one entry per searchable layer.
@@ -189,15 +195,15 @@ class Factory:
             ProofError: the export differs from the simulation.
             BundleError: as `warm`.
         """
-        artifacts = self.artifacts if artifacts is None else artifacts
-        self.check_artifacts(artifacts)
+        artifacts = self.usual_artifacts(device) if artifacts is None else artifacts
+        self.check_artifacts(artifacts, configuration.form)
         self.bundle.space.check(configuration)
         metadata = {**self._provenance(configuration), **(provenance or {})}
         with self._lock:
             return self._prepare().build(configuration, artifacts, metadata, device)
 
-    def check_artifacts(self, artifacts: Sequence[str]) -> None:
-        """Raise UnsupportedTargetError if this bundle cannot give one of `artifacts`; the error says why."""
+    def check_artifacts(self, artifacts: Sequence[str], form: QuantizationForm) -> None:
+        """Raise UnsupportedTargetError, which says why, if subnets of `form` cannot be had as `artifacts`."""
         unknown = [(position, name) for position, name in enumerate(artifacts) if name not in self.artifacts]
         if unknown:
             reason = (
@@ -209,6 +215,14 @@ class Factory:
                 f"cannot build {', '.join(name for _, name in unknown)}{reason}: "
                 f"choose from {', '.join(self.artifacts)}",
                 violations=[Violation(f"/artifacts/{i}", f"{name!r} is not built") for i, name in unknown],
+            )
+        if QONNX in artifacts and Symmetry.ASYMMETRIC in (form.weight_symmetry, form.activation_symmetry):
+            raise UnsupportedTargetError(
+                f"{QONNX} needs symmetric weights and activations, since what reads it takes zero-points of 0"
+                ": ask for those, or for model.onnx",
+                violations=[
+                    Violation(f"/artifacts/{list(artifacts).index(QONNX)}", "is for symmetric forms")
+                ],
             )
 
     def _provenance(self, configuration: SubnetConfiguration) -> dict[str, Any]:

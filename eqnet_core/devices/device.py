@@ -58,7 +58,7 @@ class Device:
     @property
     def file(self) -> str:
         """The artifact that the device or its converter is given."""
-        return "model.integer.onnx" if self.flavour == "integer" else "model.onnx"
+        return "model.onnx" if self.flavour == "exact" else f"model.{self.flavour}.onnx"
 
     def to_json(self) -> dict[str, Any]:
         """The object that `GET /devices/{name}` answers."""

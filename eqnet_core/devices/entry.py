@@ -4,7 +4,7 @@ An entry is `entries/<name>.toml`; the file's name is the device's name. Every k
 
     title              what a person calls it
     exchange           format that its toolchain takes, e.g. "ONNX + encodings"
-    flavour            flavour of ONNX that fits it: "exact" or "integer" (docs/artifacts.md)
+    flavour            flavour of ONNX that fits it: "exact", "integer" or "qonnx" (docs/artifacts.md)
     confidence         "documented": every fact is in the source; else "partly documented"
     source             list: where the facts come from
     date               year and month in which they were looked up, "2026-11"
@@ -14,7 +14,8 @@ An entry is `entries/<name>.toml`; the file's name is the device's name. Every k
     [weight]           bits            bit-widths that the search may pick for it; 8 among them, which the
                                        first and the last layer always have
                        containers      integer type that the device holds each of them in, "int2" to "int8"
-                       file_types      ONNX integer types that the codes may have in the file it is given
+                       file_types      integer types that the codes may have in the file it is given: ONNX's,
+                                       or those of QONNX's Quant nodes
                        granularities   what it accepts; the first is what subnets for it use
                        symmetries      likewise
                        narrow_range    whether the lowest code must not be used
@@ -39,8 +40,8 @@ from eqnet_core.profile import DeviceProfile
 from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, Granularity, Symmetry
 
 CONTAINERS = tuple(f"int{bits}" for bits in BIT_WIDTHS)
-FILE_TYPES = ("int4", "int8", "uint8")
-FLAVOURS = ("exact", "integer")
+FILE_TYPES = (*CONTAINERS, *(f"u{container}" for container in CONTAINERS))
+FLAVOURS = ("exact", "integer", "qonnx")
 CONFIDENCES = ("documented", "partly documented")
 
 _SOURCE: dict[str, type] = {

@@ -15,9 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from eqnet_core.build import QONNX
 from eqnet_core.devices.device import Device, Side
 from eqnet_core.devices.rules import raise_if
 from eqnet_core.errors import UnsupportedTargetError, Violation
+from eqnet_core.export.qonnx import Quant, find_quants
 from eqnet_core.profile import escape_pointer
 from eqnet_core.space import Granularity, Symmetry
 
@@ -35,8 +37,11 @@ def check_files(device: Device, files: Mapping[str, bytes]) -> None:
 
     Raises:
         UnsupportedTargetError: a file that breaks a rule; names the layers and the rules.
+        ProofError: as `check_qonnx`.
     """
-    if device.file in files:
+    if device.file == QONNX:
+        check_qonnx(device, files[QONNX])
+    elif device.file in files:
         check_onnx(device, files[device.file])
     else:
         try:
@@ -58,6 +63,43 @@ def check_onnx(device: Device, content: bytes) -> None:
         UnsupportedTargetError: as `check_files`.
     """
     raise_if(device, list(_OnnxRules(device, onnx.load_from_string(content)).violations()))
+
+
+def check_qonnx(device: Device, content: bytes) -> None:
+    """Check types, zero-points, step sizes, granularity, rounding and narrow range of Quant nodes.
+
+    Raises:
+        UnsupportedTargetError: as `check_files`.
+        ProofError: a layer whose input or weight comes from no Quant.
+    """
+    model = onnx.load_from_string(content)
+    names = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    violations = []
+    for name, (activation, weight, _) in find_quants(model, names).items():
+        granularity = Granularity.PER_CHANNEL if weight.scale.ndim else Granularity.PER_TENSOR
+        narrow = device.profile.narrow_range and weight.codes[0] != -weight.codes[1]
+        faults = {
+            "weight": {
+                f"has {granularity} step sizes": granularity not in device.granularities,
+                "uses the lowest code": narrow,
+                **_quant_faults(device.weight, weight),
+            },
+            "activation": {
+                "has a step size per channel": activation.scale.ndim > 0,
+                **_quant_faults(device.activation, activation),
+            },
+        }
+        for side, found in faults.items():
+            violations += _violations(device, (name, "", side), found)
+    raise_if(device, violations)
+
+
+def _quant_faults(side: Side, quant: Quant) -> dict[str, bool]:
+    return {
+        f"is in {quant.type}": quant.type not in side.file_types,
+        f"is rounded by {quant.rounding}": quant.rounding != "ROUND",
+        **_parameter_faults(side, quant.scale, quant.zero_point),
+    }
 
 
 def check_encodings(device: Device, content: bytes) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from eqnet_core.errors import UnsupportedTargetError
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import pack_codes
 from eqnet_core.export.template import IR_VERSION, OPSET, FloatGraph
@@ -24,6 +26,9 @@ _TYPES = {
     "int32": onnx.TensorProto.INT32,
 }
 
+QONNX_DOMAIN = "qonnx.custom_op.general"
+"""Of operators that are not ONNX's own, in `eqnet_core.export.qonnx`."""
+
 _WITHOUT_NIBBLES = (19, 8)
 """Opset and IR version of a file without 4-bit integers, for toolkits that end there (TensorRT 10.0 at opset
 20, RKNN 2.3 at 19, TIDL at 19 and IR 8).
@@ -37,8 +42,17 @@ class GraphBuilder:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
 
-    def node(self, operator: str, name: str, inputs: list[str], output: str, **attributes: int) -> str:
-        node = onnx.NodeProto(op_type=operator, name=name, input=inputs, output=[output])
+    def node(
+        self,
+        operator: str,
+        name: str,
+        inputs: list[str],
+        output: str,
+        *,
+        domain: str = "",
+        **attributes: int | str,
+    ) -> str:
+        node = onnx.NodeProto(op_type=operator, name=name, input=inputs, output=[output], domain=domain)
         node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
         return output
@@ -106,14 +120,14 @@ def dequantize_weight(builder: GraphBuilder, layer: QuantizedLayer) -> str:
         builder.initializer(f"{name}.scale", "float32", quantizer.scale),
         builder.initializer(f"{name}.zero_point", container.type, quantizer.zero_point),
     ]
-    axis = {"axis": 0} if quantizer.per_channel else {}
+    axis: dict[str, Any] = {"axis": 0} if quantizer.per_channel else {}
     return builder.node("DequantizeLinear", f"{name}.dequantize", inputs, name, **axis)
 
 
 def quantized_layer(
-    builder: GraphBuilder, node: onnx.NodeProto, layer: QuantizedLayer, spec: LayerSpec, *, signed: bool
+    builder: GraphBuilder, node: onnx.NodeProto, layer: QuantizedLayer, inputs: tuple[str, str]
 ) -> None:
-    """`node` (a Conv or Gemm of the template) on dequantised input and weight.
+    """`node` (a Conv or Gemm of the template) on `inputs`, its dequantised input and weight.
 
     A convolution's bias is added by a node of its own: inside the node, ONNX Runtime's WeightBiasQuantization
     would round it to int32 at s_x * s_w, which ruins low bit-widths. A Gemm keeps its float bias, zeros if
@@ -125,8 +139,7 @@ def quantized_layer(
     result = onnx.NodeProto()
     result.CopyFrom(node)
     del result.input[:]
-    result.input.append(quantize_input(builder, node.input[0], layer, spec, signed=signed))
-    result.input.append(dequantize_weight(builder, layer))
+    result.input.extend(inputs)
     builder.nodes.append(result)
     name = f"{layer.name}.bias"
     if node.op_type == "Gemm":
@@ -153,6 +166,32 @@ def batch_norm(builder: GraphBuilder, node: onnx.NodeProto, norm: BatchNorm) -> 
         builder.initializer(name, "float32", array)
 
 
+def pooling(node: onnx.NodeProto, constants: Mapping[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
+    """A ReduceMean of the template as GlobalAveragePool, and Flatten where it drops the axes: what integer
+    kernels and FPGA toolchains know.
+
+    Raises:
+        UnsupportedTargetError: a mean over other axes than height and width.
+    """
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    axes = sorted(int(axis) % 4 for axis in constants.get(node.input[1], np.array([0])).reshape(-1))
+    if axes != [2, 3]:
+        raise UnsupportedTargetError(
+            f"{node.name}: a mean over other axes than height and width is no pooling"
+        )
+    if attributes.get("keepdims", 1):
+        return [_pool(node, node.output[0])]
+    pooled = f"{node.output[0]}.pooled"
+    flatten = onnx.NodeProto(
+        op_type="Flatten", name=f"{node.name}.flatten", input=[pooled], output=[node.output[0]]
+    )
+    return [_pool(node, pooled), flatten]
+
+
+def _pool(node: onnx.NodeProto, output: str) -> onnx.NodeProto:
+    return onnx.NodeProto(op_type="GlobalAveragePool", name=node.name, input=[node.input[0]], output=[output])
+
+
 def assemble(
     graph: FloatGraph,
     builder: GraphBuilder,
@@ -160,19 +199,26 @@ def assemble(
     subnet: Subnet,
     format: str,
     metadata: Mapping[str, str],
+    *,
+    versions: tuple[int, int] | None = None,
 ) -> bytes:
     """The file of `builder`'s nodes, which read `constants` and its initialisers.
 
-    `metadata` is stored under `eqnet.<key>`, beside `format`, architecture, configuration, normalisation and
-    class names. Equal arguments give equal bytes.
+    `versions` are opset and IR version, the lowest that the initialisers allow unless given. `metadata` is
+    stored under `eqnet.<key>`, beside `format`, architecture, configuration, normalisation and class names.
+    Equal arguments give equal bytes.
     """
     nibbles = any(tensor.data_type == onnx.TensorProto.INT4 for tensor in builder.initializers)
-    opset, ir_version = (OPSET, IR_VERSION) if nibbles else _WITHOUT_NIBBLES
+    opset, ir_version = versions or ((OPSET, IR_VERSION) if nibbles else _WITHOUT_NIBBLES)
     model = onnx.ModelProto(ir_version=ir_version, producer_name="eqnet")
     model.opset_import.append(onnx.OperatorSetIdProto(domain="", version=opset))
+    for domain in sorted({node.domain for node in builder.nodes} - {""}):
+        model.opset_import.append(onnx.OperatorSetIdProto(domain=domain, version=1))
     model.graph.name = f"{subnet.architecture}-subnet"
     model.graph.node.extend(builder.nodes)
-    model.graph.initializer.extend([*constants, *builder.initializers])
+    read = {name for node in builder.nodes for name in node.input}
+    model.graph.initializer.extend(tensor for tensor in constants if tensor.name in read)
+    model.graph.initializer.extend(builder.initializers)
     model.graph.input.append(graph.input)
     model.graph.output.append(graph.output)
     for key, value in sorted({**metadata, **_own_metadata(subnet, format)}.items()):

@@ -63,11 +63,11 @@ def find_layers(model: onnx.ModelProto, names: list[str]) -> dict[str, LayerNode
     return layers
 
 
-def check_integers(model: onnx.ModelProto, subnet: Subnet) -> None:
+def check_integers(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str, str]]:
     """Compare codes, scales, zero-points and code ranges of every layer with the subnet's, bit for bit.
 
-    Running a file does not show all of them: a zero-point moved in both Q and DQ changes nothing until an
-    activation saturates.
+    Returns the names of what each layer quantises and of its result, bias included. Running a file does not
+    show all faults: a zero-point moved in both Q and DQ changes nothing until an activation saturates.
 
     Raises:
         ProofError: what differs, and in which layer.
@@ -81,6 +81,7 @@ def check_integers(model: onnx.ModelProto, subnet: Subnet) -> None:
         _equal(layer.name, "weight scale", scale, layer.weight.scale)
         _equal(layer.name, "weight zero-point", zero_point.astype(np.int32), layer.weight.zero_point)
         _check_activation(tensors, nodes[layer.name], layer, specs[layer.name])
+    return {name: (layer.value, layer.output) for name, layer in nodes.items()}
 
 
 def _check_activation(

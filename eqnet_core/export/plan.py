@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from eqnet_core.errors import UnsupportedTargetError
+from eqnet_core.export.graph import pooling
 from eqnet_core.export.template import FloatGraph
 
 IMAGE, LOGITS = "image", "logits"
@@ -156,32 +157,21 @@ class _Planner:
             self.absorbed.add(value)
         self._finish(node, f"{node.name}.output", (node.input[0],), value, layer=node.name, norm=norm)
 
-    def _combine(
-        self, node: onnx.NodeProto, kind: str, inputs: list[str], *, nonnegative: bool, output: str = ""
-    ) -> None:
+    def _combine(self, node: onnx.NodeProto, kind: str, inputs: list[str], *, nonnegative: bool) -> None:
         drafts = [self._draft(node, name) for name in inputs]
         for draft in drafts:
             draft.others += 1
         name = f"{kind}.{self.counts[kind]}"
         self.counts[kind] += 1
         known = nonnegative and all(draft.nonnegative or draft.relu for draft in drafts)
-        self._finish(node, name, tuple(inputs), output or node.output[0], nonnegative=known)
+        self._finish(node, name, tuple(inputs), node.output[0], nonnegative=known)
 
     def _mean(self, node: onnx.NodeProto) -> None:
         """The mean over height and width, as the pooling that runtimes have integer kernels for."""
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        axes = sorted(int(axis) % 4 for axis in self.constants.get(node.input[1], np.array([0])).reshape(-1))
-        if axes != [2, 3]:
-            raise UnsupportedTargetError(
-                f"{node.name}: a mean over other axes than height and width has no integer form here"
-            )
-        flat = not attributes.get("keepdims", 1)
-        value = f"{node.output[0]}.pooled" if flat else node.output[0]
-        pool = onnx.NodeProto(op_type="GlobalAveragePool", name=node.name)
-        self._combine(pool, "pool", [node.input[0]], nonnegative=True, output=value)
-        if flat:
-            flatten = onnx.NodeProto(op_type="Flatten", name=f"{node.name}.flatten")
-            self._move(flatten, value, [], node.output[0])
+        pool, *flatten = pooling(node, self.constants)
+        self._combine(pool, "pool", list(pool.input), nonnegative=True)
+        for move in flatten:
+            self._move(move, move.input[0], [], move.output[0])
 
     def _move(self, node: onnx.NodeProto, value: str, constants: list[str], output: str) -> None:
         draft = self._draft(node, value)

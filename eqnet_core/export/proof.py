@@ -22,19 +22,20 @@ The last two are done with ONNX Runtime's optimiser off and at its default.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqnet_core.errors import ProofError
-from eqnet_core.export.inspection import check_integers, find_layers
+from eqnet_core.export.inspection import check_integers
 from eqnet_core.export.module import SubnetModule, build_module
 from eqnet_core.export.sessions import batches, exposed_values, load_model, open_session, run_batch
 from eqnet_core.subnet import InputSpec, Subnet
@@ -103,11 +104,13 @@ def prove(
     expected: NDArray[np.float32] | None = None,
     tolerance: Tolerance | None = None,
     threads: int = 1,
+    inspect: Callable[[onnx.ModelProto, Subnet], Mapping[str, tuple[str, str]]] = check_integers,
 ) -> Proof:
     """Run the file on the CPU and compare with `build_module(subnet)`.
 
     `images` are normalised float32 [N, C, H, W], N >= 1: calibration images, or `natural_images`; `expected`
-    what `simulate` says about them, if it was asked already. `threads` are ONNX Runtime's.
+    what `simulate` says about them, if it was asked already. `threads` are ONNX Runtime's. `inspect` compares
+    the file's integers with the subnet's, and knows its quantisers; it returns what `check_integers` does.
 
     Raises:
         ProofError: the file does not load, does not have the subnet's layers, or differs by more than
@@ -124,9 +127,7 @@ def prove(
         )
     deviation = float(expected.std()) or 1.0
     model = load_model(onnx_bytes)
-    check_integers(model, subnet)
-    layers = find_layers(model, list(module.quantized_layers()))
-    probes = {name: (nodes.value, nodes.output) for name, nodes in layers.items()}
+    probes = inspect(model, subnet)
     values_per_image = sum(2 * layer.inputs for layer in subnet.space.layers)
     probed = images[: max(1, min(8, _LOCK_STEP_VALUES // values_per_image))]
     names = sorted({name for pair in probes.values() for name in pair})

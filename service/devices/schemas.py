@@ -47,7 +47,7 @@ class DeviceSchema(BaseModel):
     containers: Containers | None
     accepts: Accepted | None
     exchange: str = Field(description="Format that its toolchain takes")
-    flavour: Literal["exact", "integer"] | None = Field(description="Flavour of ONNX that fits it")
+    flavour: Literal["exact", "integer", "qonnx"] | None = Field(description="Flavour of ONNX that fits it")
     file: str | None = Field(description="Artifact that it, or its converter, is given")
     source: list[str] = Field(description="Where the facts come from")
     date: str = Field(description="Year and month in which they were looked up")

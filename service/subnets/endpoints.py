@@ -17,7 +17,7 @@ from eqnet_core.errors import InvalidConfigurationError, InvalidProfileError, Un
 from eqnet_core.profile import Budget, LayerPin, SearchSettings
 from eqnet_core.search import check_feasible
 from eqnet_core.space import configuration_from_json, configuration_to_json
-from service.devices.resolve import resolve_profile
+from service.devices.resolve import named_device, resolve_profile
 from service.errors import ProblemError, json_pointer, not_found, problem_of, problem_responses
 from service.state import ServiceState, State
 from service.subnets.content import file_response
@@ -187,18 +187,13 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
             "EQNET_EVALUATION_DATA",
             errors=[("/verify", "must be false here")],
         )
-    try:
-        factory.check_artifacts(request.artifacts or ())
-    except UnsupportedTargetError as error:
-        raise problem_of(error) from error
-    artifacts = tuple(sorted(set(request.artifacts or factory.artifacts)))
     what: SearchOrder | dict[str, Any]
     if request.configuration is not None:
         try:
             configuration = configuration_from_json(request.configuration.model_dump(), bundle.space)
         except InvalidConfigurationError as error:
             raise problem_of(error, prefix="/configuration") from error
-        what = configuration_to_json(configuration, bundle.space)
+        what, form = configuration_to_json(configuration, bundle.space), configuration.form
     else:
         profile = resolve_profile(request.device, request.profile.model_dump() if request.profile else None)
         try:
@@ -217,11 +212,19 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
         check_feasible(
             space=bundle.space, costs=factory.costs, profile=profile, budget=what.budget, pins=pins
         )
+        form = profile.form
+    artifacts = request.artifacts or factory.usual_artifacts(
+        None if request.device is None else named_device(request.device)
+    )
+    try:
+        factory.check_artifacts(artifacts, form)
+    except UnsupportedTargetError as error:
+        raise problem_of(error) from error
     return SubnetOrder(
         supernet=bundle.name,
         bundle_digest=bundle.digest,
         what=what,
-        artifacts=artifacts,
+        artifacts=tuple(sorted(set(artifacts))),
         evaluation=state.evaluation if request.verify else None,
     )
 

@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from eqnet_core.profile import LARGEST_BOUND, MAX_GENERATIONS, MAX_POPULATION, MAX_PREDICTIONS, MAX_SEED
 
 ArtifactName = Literal[
-    "model.onnx", "model.integer.onnx", "model.safetensors", "encodings.json", "report.json"
+    "model.onnx",
+    "model.integer.onnx",
+    "model.qonnx.onnx",
+    "model.safetensors",
+    "encodings.json",
+    "report.json",
 ]
 Bits = Annotated[int, Field(ge=2, le=8, description="Bit-width, 2 to 8")]
 Status = Literal["queued", "building", "ready", "failed"]
@@ -134,7 +139,10 @@ class SubnetRequest(Strict):
     configuration: Configuration | None = Field(
         default=None, description="Build this very subnet; then no device, profile, budget, pinned or search"
     )
-    artifacts: Annotated[list[ArtifactName], Field(min_length=1, max_length=20)] | None = None
+    artifacts: Annotated[list[ArtifactName], Field(min_length=1, max_length=20)] | None = Field(
+        default=None,
+        description="All, unless told; `model.qonnx.onnx` only for devices that take it, or if it is named",
+    )
     verify: bool = Field(
         default=False,
         description="Also measure top-1 on the operator's evaluation images, of model.integer.onnx too if it "

@@ -21,6 +21,7 @@ from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
 from eqnet_core.export.plan import IntegerPlan, plan_integers
 from eqnet_core.export.proof import Tolerance, natural_images, prove, simulate
+from eqnet_core.export.qonnx import check_quants, runnable
 from eqnet_core.export.state_dict import load_subnet, save_subnet
 from eqnet_core.export.template import FloatGraph, trace_float_graph
 from eqnet_core.models import ARCHITECTURES, build_model
@@ -124,6 +125,9 @@ def test_files_and_state_dict_are_proven(architecture: str, tmp_path: Path) -> N
         # random weights: near ties between classes, single steps carried on; the lock-step is what counts
         loose = Tolerance(top1=0, mean=np.inf), IntegerTolerance(top1=0, mean=np.inf, range_error=0.2)
         prove(exact.render(subnet, {}), subnet, images[:2], expected=logits, tolerance=loose[0])
+        if form == 4:
+            dialect = runnable(exact.render_qonnx(subnet, {}))
+            prove(dialect, subnet, images[:2], expected=logits, tolerance=loose[0], inspect=check_quants)
         integers = integer.fold(subnet)
         file = integer.render(integers, {})
         prove_integer(file, integers, plan, images[:2], logits, tolerance=loose[1])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_faults import Fault, bypass, change, tensor
 
 from eqnet_core.errors import ProofError
-from eqnet_core.export import proof
+from eqnet_core.export.inspection import find_layers
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.proof import natural_images, prove
 from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
@@ -111,14 +111,17 @@ def test_running_alone_finds_it_too(
     subnet: Subnet,
     exporter: ExactExporter,
     inputs: NDArray[np.float32],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lock-step does not lean on the comparison of integers, and names the layer."""
-    monkeypatch.setattr(proof, "check_integers", lambda *_: None)
+
+    def inspect(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str, str]]:
+        layers = find_layers(model, [layer.name for layer in subnet.layers])
+        return {name: (nodes.value, nodes.output) for name, nodes in layers.items()}
+
     model = onnx.load_from_string(exporter.render(subnet, {}))
     FAULTS[name](model)
     with pytest.raises(ProofError, match=f"optimiser off.*({LAYER}|a layer's input|fc)"):
-        prove(model.SerializeToString(), subnet, inputs[:8])
+        prove(model.SerializeToString(), subnet, inputs[:8], inspect=inspect)
 
 
 def test_a_float_bias_that_onnx_runtime_rounds_fails_at_its_default(
