@@ -93,10 +93,7 @@ class SubnetBuilder:
         if device is not None:
             check_subnet(device, subnet)
         calibrated = time.perf_counter()
-        texts = {
-            key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
-            for key, value in metadata.items()
-        }
+        texts = _texts(metadata)
         # All, whatever is asked for: the report states the size of each, and a render takes milliseconds.
         # But for QONNX, which few read: its weights are float32, and it has a proof of its own.
         files = {
@@ -104,10 +101,11 @@ class SubnetBuilder:
             "model.onnx": self._exporter.render(subnet, texts),
             "model.safetensors": save_subnet(subnet, texts),
         }
-        integers = None
+        integers, integer_accuracy = None, self._integer_accuracy(configuration, metadata)
         if self._integers is not None:
             integers = self._integers.fold(subnet)
-            files[INTEGER] = self._integers.render(integers, texts)
+            own = {key: integer_accuracy.get(key, value) for key, value in metadata.items()}
+            files[INTEGER] = self._integers.render(integers, _texts(own))
         if QONNX in artifacts or (device is not None and device.file == QONNX):
             files[QONNX] = self._exporter.render_qonnx(subnet, texts)
         if device is not None:
@@ -129,7 +127,7 @@ class SubnetBuilder:
         files["report.json"] = report(
             subnet,
             integers=integers,
-            integer_accuracy=self._integer_accuracy(configuration, metadata),
+            integer_accuracy=integer_accuracy,
             proofs=proofs,
             sizes={name: len(content) for name, content in files.items()},
             cost=self._costs.of(configuration).to_json(),
@@ -164,12 +162,22 @@ class SubnetBuilder:
         predicted = metadata.get("predicted_accuracy")
         if cost is None or not isinstance(predicted, float):
             return {}
+        lost = max(cost, 0.0)
         return {
-            "predicted_accuracy": predicted - max(cost, 0.0),
+            "predicted_accuracy": predicted - lost,
+            "prediction_interval": [end - lost for end in metadata["prediction_interval"]],
             "exact_predicted_accuracy": predicted,
             "mean_cost": cost,
             "measured_on": {"images": measured["images"], "average_bits": band},
         }
+
+
+def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """As files hold it: JSON, but for what is text already."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
+        for key, value in metadata.items()
+    }
 
 
 def trace(bundle: Bundle) -> FloatGraph:

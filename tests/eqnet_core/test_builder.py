@@ -89,6 +89,11 @@ def test_the_integer_flavour_is_built_proven_and_reported(
     assert accuracy["exact_predicted_accuracy"] == report["metadata"]["predicted_accuracy"]
     assert accuracy["mean_cost"] == 0.002
     assert accuracy["predicted_accuracy"] == pytest.approx(accuracy["exact_predicted_accuracy"] - 0.002)
+    stored = {entry.key: entry.value for entry in onnx.load_from_string(build.files[INTEGER]).metadata_props}
+    assert float(stored["eqnet.predicted_accuracy"]) == accuracy["predicted_accuracy"]
+    assert json.loads(stored["eqnet.prediction_interval"]) == accuracy["prediction_interval"]
+    ends = report["metadata"]["prediction_interval"]
+    assert accuracy["prediction_interval"] == pytest.approx([end - 0.002 for end in ends])
     weights = report["weight_bytes"]
     assert weights["true_bits"] <= weights["containers"] < weights["integer"] < weights["float32"]
     logits = []
