@@ -38,6 +38,9 @@ _PROOF_MACS = 4_000_000_000
 """Multiply-accumulates that the images of a proof may need, each run once: two images of a ResNet-18."""
 
 
+_PREDICTED = ("predicted_accuracy", "prediction_interval")
+
+
 class SubnetBuilder:
     """What loads once and then builds many subnets, one after the other."""
 
@@ -104,8 +107,8 @@ class SubnetBuilder:
         integers, integer_accuracy = None, self._integer_accuracy(configuration, metadata)
         if self._integers is not None:
             integers = self._integers.fold(subnet)
-            own = {key: integer_accuracy.get(key, value) for key, value in metadata.items()}
-            files[INTEGER] = self._integers.render(integers, _texts(own))
+            own = {key: integer_accuracy[key] for key in _PREDICTED if key in integer_accuracy}
+            files[INTEGER] = self._integers.render(integers, _texts({**metadata, **own}))
         if QONNX in artifacts or (device is not None and device.file == QONNX):
             files[QONNX] = self._exporter.render_qonnx(subnet, texts)
         if device is not None:
@@ -164,8 +167,8 @@ class SubnetBuilder:
             return {}
         lost = max(cost, 0.0)
         return {
-            "predicted_accuracy": predicted - lost,
-            "prediction_interval": [end - lost for end in metadata["prediction_interval"]],
+            "predicted_accuracy": max(predicted - lost, 0.0),
+            "prediction_interval": [max(end - lost, 0.0) for end in metadata["prediction_interval"]],
             "exact_predicted_accuracy": predicted,
             "mean_cost": cost,
             "measured_on": {"images": measured["images"], "average_bits": band},

@@ -195,8 +195,10 @@ class Factory:
             ProofError: the export differs from the simulation.
             BundleError: as `warm`.
         """
-        artifacts = self.usual_artifacts(device) if artifacts is None else artifacts
-        self.check_artifacts(artifacts, configuration.form)
+        if artifacts is None:
+            artifacts = self.usual_artifacts(device)
+        else:
+            self.check_artifacts(artifacts, configuration.form)
         self.bundle.space.check(configuration)
         metadata = {**self._provenance(configuration), **(provenance or {})}
         with self._lock:

@@ -73,14 +73,18 @@ def check_qonnx(device: Device, content: bytes) -> None:
         ProofError: a layer whose input or weight comes from no Quant.
     """
     model = onnx.load_from_string(content)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     names = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     violations = []
     for name, (activation, weight, _) in find_quants(model, names).items():
         granularity = Granularity.PER_CHANNEL if weight.scale.ndim else Granularity.PER_TENSOR
         narrow = device.profile.narrow_range and weight.codes[0] != -weight.codes[1]
+        channels, *rest = shapes.get(weight.value, (0,))
         faults = {
             "weight": {
                 f"has {granularity} step sizes": granularity not in device.granularities,
+                "has not one step size per channel": weight.scale.shape
+                not in ((), (channels, *(1 for _ in rest))),
                 "uses the lowest code": narrow,
                 **_quant_faults(device.weight, weight),
             },

@@ -99,10 +99,13 @@ def quant_input(builder: GraphBuilder, value: str, layer: QuantizedLayer) -> str
 def quant_weight(builder: GraphBuilder, layer: QuantizedLayer) -> str:
     """`<layer>.weight`: the float values of the codes, and the Quant that says so."""
     values = builder.initializer(f"{layer.name}.weight.values", "float32", layer.dequantized_weight())
+    return _quant(builder, values, layer.weight, f"{layer.name}.weight", _weight_scale(layer))
+
+
+def _weight_scale(layer: QuantizedLayer) -> NDArray[np.float32]:
+    """In a shape that broadcasts over the weight."""
     scale = layer.weight.scale
-    if layer.weight.per_channel:
-        scale = scale.reshape(-1, *(1,) * (layer.codes.ndim - 1))
-    return _quant(builder, values, layer.weight, f"{layer.name}.weight", scale)
+    return scale.reshape(-1, *(1,) * (layer.codes.ndim - 1)) if layer.weight.per_channel else scale
 
 
 def _quant(
@@ -159,7 +162,8 @@ def find_quants(model: onnx.ModelProto, names: list[str]) -> dict[str, tuple[Qua
     """Input, weight and name of the result (bias included) of every layer in `names`.
 
     Raises:
-        ProofError: a layer has no node, or its input or weight is not from a Quant; names it.
+        ProofError: a layer has no node, or its input or weight is not from a Quant of constant parameters;
+        names it.
     """
     named = {node.name: node for node in model.graph.node}
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -186,12 +190,12 @@ def check_quants(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str,
     found = find_quants(model, [layer.name for layer in subnet.layers])
     for layer in subnet.layers:
         activation, weight, _ = found[layer.name]
-        for side, quant, quantizer in (
-            ("activation", activation, layer.activation),
-            ("weight", weight, layer.weight),
+        for side, quant, quantizer, scale in (
+            ("activation", activation, layer.activation, layer.activation.scale),
+            ("weight", weight, layer.weight, _weight_scale(layer)),
         ):
             equal: Mapping[str, bool] = {
-                "scale": np.array_equal(quant.scale.reshape(quantizer.scale.shape), quantizer.scale),
+                "scale": np.array_equal(quant.scale, scale),
                 "zero-point": not quant.zero_point.any(),
                 "code range": quant.codes == (quantizer.low, quantizer.high),
                 "rounding": quant.rounding == "ROUND",
@@ -199,9 +203,8 @@ def check_quants(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str,
             for what, same in equal.items():
                 if not same:
                     raise ProofError(f"{layer.name}: the {side} {what} in the export is not the subnet's")
-        codes = np.rint(tensors[weight.value] / weight.scale)
-        if not np.array_equal(codes, layer.codes):
-            raise ProofError(f"{layer.name}: the weight codes in the export are not the subnet's")
+        if not np.array_equal(tensors.get(weight.value, np.zeros(0)), layer.dequantized_weight()):
+            raise ProofError(f"{layer.name}: the weight values in the export are not the subnet's")
     return {name: (activation.value, output) for name, (activation, _, output) in found.items()}
 
 
@@ -209,7 +212,12 @@ def _read(node: onnx.NodeProto | None, tensors: Mapping[str, onnx.TensorProto], 
     if node is None or (node.domain, node.op_type) != (QONNX_DOMAIN, "Quant"):
         raise ProofError(f"{where} is not quantised in the export: it comes from no Quant")
     attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    constant = len(node.input) == 4 and set(node.input[1:]) <= set(tensors)
+    if not constant or not set(attributes) >= {"signed", "narrow", "rounding_mode"}:
+        raise ProofError(f"{where}: its Quant lacks a constant parameter or an attribute in the export")
     scale, zero_point, bits = (numpy_helper.to_array(tensors[name]) for name in node.input[1:])
+    if bits.shape or not 1 <= bits <= 32 or bits != int(bits):
+        raise ProofError(f"{where} has no whole number of bits in the export")
     signed, narrow = bool(attributes["signed"]), bool(attributes["narrow"])
     codes = 1 << (int(bits) - signed)
     return Quant(

@@ -21,12 +21,16 @@ class Containers(BaseModel):
 class AcceptedWeight(BaseModel):
     granularity: list[str]
     symmetry: list[str]
-    file_types: list[str] = Field(description="ONNX integer types that the codes may have in the file")
+    file_types: list[str] = Field(
+        description="Integer types that the codes may have in the file, ONNX's or those of Quant nodes"
+    )
 
 
 class AcceptedActivation(BaseModel):
     symmetry: list[str]
-    file_types: list[str] = Field(description="ONNX integer types that the codes may have in the file")
+    file_types: list[str] = Field(
+        description="Integer types that the codes may have in the file, ONNX's or those of Quant nodes"
+    )
 
 
 class Accepted(BaseModel):

@@ -118,6 +118,10 @@ FAULTS: dict[str, Fault] = {
     "activation scale off by 0.1 %": change(f"{LAYER}.input.scale", lambda a: a * 1.001),
     "weight scale off by 1 %": change(f"{LAYER}.weight.scale", lambda a: a * 1.01),
     "other weights": change(f"{LAYER}.weight.values", lambda a: a[::-1]),
+    "weights between two codes": change(f"{LAYER}.weight.values", lambda a: a * 1.001),
+    "half a bit more": change(f"{LAYER}.weight.bits", lambda a: a + 0.5),
+    "no bits": change(f"{LAYER}.weight.bits", lambda a: 0 * a),
+    "scales along another axis": change(f"{LAYER}.weight.scale", lambda a: a.reshape(1, -1, 1, 1)),
     "a variance": change("layer2.1.bn1.running_var", lambda a: a * 1.01),
     "no activation quantiser": bypass(f"{LAYER}.input.quant"),
     "no weight quantiser": bypass(f"{LAYER}.weight.quant"),
@@ -125,11 +129,16 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def attribute(name: str, value: int | bytes) -> Fault:
+def attribute(name: str, value: int | bytes | None) -> Fault:
+    """`value` None: without it."""
+
     def fault(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if node.name == f"{LAYER}.weight.quant")
         (stored,) = [attribute for attribute in node.attribute if attribute.name == name]
-        stored.CopyFrom(onnx.helper.make_attribute(name, value))
+        if value is None:
+            node.attribute.remove(stored)
+        else:
+            stored.CopyFrom(onnx.helper.make_attribute(name, value))
 
     return fault
 
@@ -138,7 +147,9 @@ FAULTS |= {
     "an unsigned weight": attribute("signed", 0),
     "a narrow weight": attribute("narrow", 1),
     "another rounding": attribute("rounding_mode", b"FLOOR"),
+    "no rounding named": attribute("rounding_mode", None),
 }
+BEHIND_THE_LAYER = ("a variance", "no ReLU")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -152,8 +163,30 @@ def test_a_broken_file_fails(
     subnet = make_subnet(space.uniform(SYMMETRIC[-1], 4))
     model = onnx.load_from_string(exporter.render_qonnx(subnet, {}))
     FAULTS[name](model)
-    with pytest.raises(ProofError):
+    where = "a layer's input" if name in BEHIND_THE_LAYER else LAYER
+    with pytest.raises(ProofError, match=where):
         prove(runnable(model.SerializeToString()), subnet, pictures[:8], inspect=check_quants)
+
+
+@pytest.mark.parametrize("name", ["one bit more", "activation scale off by 0.1 %", "weight scale off by 1 %"])
+def test_running_alone_finds_it_too(
+    name: str,
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    space: SearchSpace,
+    exporter: ExactExporter,
+    pictures: Images,
+) -> None:
+    """The lock-step does not lean on the comparison of parameters."""
+
+    def inspect(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str, str]]:
+        found = find_quants(model, [layer.name for layer in subnet.layers])
+        return {name: (activation.value, output) for name, (activation, _, output) in found.items()}
+
+    subnet = make_subnet(space.uniform(SYMMETRIC[-1], 4))
+    model = onnx.load_from_string(exporter.render_qonnx(subnet, {}))
+    FAULTS[name](model)
+    with pytest.raises(ProofError, match=f"optimiser off.*{LAYER}"):
+        prove(runnable(model.SerializeToString()), subnet, pictures[:8], inspect=inspect)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +195,7 @@ def test_a_broken_file_fails(
         (FAULTS["activation zero-point"], f"/layers/{LAYER}/activation has a zero-point other than 0"),
         (FAULTS["another rounding"], f"/layers/{LAYER}/weight is rounded by FLOOR"),
         (change(f"{LAYER}.weight.bits", lambda a: a + 5), f"/layers/{LAYER}/weight is in int9"),
+        (FAULTS["scales along another axis"], f"/layers/{LAYER}/weight has not one step size per channel"),
         (
             change(f"{LAYER}.input.scale", np.negative),
             f"/layers/{LAYER}/activation has a step size that is not",
