@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     subnet.add_argument("--activation-bits", type=_bound, help="average at most this")
     subnet.add_argument("--model-bytes", type=int, help="packed size at most this")
     subnet.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
+    subnet.add_argument(
+        "--artifacts",
+        nargs="+",
+        metavar="FILE",
+        help="only these, such as model.qonnx.onnx for an FPGA's profile",
+    )
     subnet.add_argument("--out", type=Path, metavar="FOLDER", help="save the artifacts here")
     subnet.set_defaults(run=_subnet)
 
@@ -220,6 +226,8 @@ def _subnet(options: argparse.Namespace) -> int:
             return 2
     bounds = {name: getattr(options, name) for name in ("weight_bits", "activation_bits", "model_bytes")}
     request["budget"] = {name: value for name, value in bounds.items() if value is not None}
+    if options.artifacts is not None:
+        request["artifacts"] = options.artifacts
 
     def call(client: Client) -> None:
         record = client.subnet(**request)

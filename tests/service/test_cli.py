@@ -41,6 +41,16 @@ def test_a_subnet_is_saved(server: Server, tmp_path: Path, capsys: pytest.Captur
         assert hashlib.sha256((out / file["name"]).read_bytes()).hexdigest() == file["sha256"]
 
 
+def test_only_the_named_files_are_asked_for(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["report.json", "model.qonnx.onnx"]
+    code = main(["subnet", "--url", server.url, "--device", "fpga-mixed", "--artifacts", *named])
+    assert code == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [file["name"] for file in record["artifacts"]] == sorted(named)
+    assert main(["subnet", "--url", server.url, "--device", "tensorrt", "--artifacts", "model.bin"]) == 1
+    assert "/artifacts/0" in capsys.readouterr().err
+
+
 def test_a_problem_is_one_message(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["subnet", "--url", server.url, "--device", "fpga-mixed", "--weight-bits", "1"])
     captured = capsys.readouterr()
