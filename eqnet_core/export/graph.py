@@ -26,9 +26,6 @@ _TYPES = {
     "int32": onnx.TensorProto.INT32,
 }
 
-QONNX_DOMAIN = "qonnx.custom_op.general"
-"""Of operators that are not ONNX's own, in `eqnet_core.export.qonnx`."""
-
 _WITHOUT_NIBBLES = (19, 8)
 """Opset and IR version of a file without 4-bit integers, for toolkits that end there (TensorRT 10.0 at opset
 20, RKNN 2.3 at 19, TIDL at 19 and IR 8).

@@ -19,19 +19,23 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from eqnet_core.errors import ProofError, UnsupportedTargetError, Violation
-from eqnet_core.export.graph import QONNX_DOMAIN, GraphBuilder, pooling
+from eqnet_core.export.graph import GraphBuilder, pooling
 from eqnet_core.export.template import FloatGraph
 from eqnet_core.profile import escape_pointer
 from eqnet_core.subnet import QuantizedLayer, Quantizer, Subnet
+
+DOMAIN = "qonnx.custom_op.general"
 
 FORMAT = "eqnet-qonnx/1"
 """Changes whenever the same subnet would give other bytes."""
 
 VERSIONS = (13, 8)
-"""Opset and IR version: the opset that FINN's and qonnx's own examples are exported with."""
+"""Opset and IR version. 13 is the last opset before BatchNormalization has a training mode; qonnx 1.0 prefers
+11 and reads it (tested).
+"""
 
 _QUANT = f"""
-<domain: "{QONNX_DOMAIN}", opset_import: ["": 13]>
+<domain: "{DOMAIN}", opset_import: ["": 13]>
 Quant <signed, narrow, rounding_mode> (x, scale, zeropt, bitwidth) => (y) {{
     one = Constant <value = float {{1}}> ()
     two = Constant <value = float {{2}}> ()
@@ -125,7 +129,7 @@ def _quant(
         f"{name}.quant",
         inputs,
         name,
-        domain=QONNX_DOMAIN,
+        domain=DOMAIN,
         signed=int(signed),
         narrow=int(signed and quantizer.low == -quantizer.high),
         rounding_mode="ROUND",
@@ -209,7 +213,7 @@ def check_quants(model: onnx.ModelProto, subnet: Subnet) -> dict[str, tuple[str,
 
 
 def _read(node: onnx.NodeProto | None, tensors: Mapping[str, onnx.TensorProto], where: str) -> Quant:
-    if node is None or (node.domain, node.op_type) != (QONNX_DOMAIN, "Quant"):
+    if node is None or (node.domain, node.op_type) != (DOMAIN, "Quant"):
         raise ProofError(f"{where} is not quantised in the export: it comes from no Quant")
     attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     constant = len(node.input) == 4 and set(node.input[1:]) <= set(tensors)

@@ -21,9 +21,9 @@ from eqnet_core.export.qonnx import check_quants, find_quants, runnable
 from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace, SubnetConfiguration, Symmetry
 from eqnet_core.subnet import Subnet
 
-SYMMETRIC = [
+PER_TENSOR, PER_CHANNEL = (
     form for form in FORMS if Symmetry.ASYMMETRIC not in (form.weight_symmetry, form.activation_symmetry)
-]
+)
 FPGA = load_catalogue()["fpga-mixed"]
 LAYER = "layer2.1.conv1"
 Images = NDArray[np.float32]
@@ -37,13 +37,24 @@ def subnet(
     bits = np.resize(np.array(BIT_WIDTHS), len(space.searchable))
     return make_subnet(
         SubnetConfiguration(
-            form=next(f for f in SYMMETRIC if f.weight_granularity == request.param or f is SYMMETRIC[-1]),
+            form=PER_TENSOR if request.param == "per_tensor" else PER_CHANNEL,
             weight_bits=tuple(bits.tolist()),
             activation_bits=tuple(bits[::-1].tolist()),
             narrow_range=request.param == "narrow",
             signed=request.param == "signed",
         )
     )
+
+
+@pytest.fixture(scope="module")
+def four_bits(make_subnet: Callable[[SubnetConfiguration], Subnet], space: SearchSpace) -> Subnet:
+    return make_subnet(space.uniform(PER_CHANNEL, 4))
+
+
+def faulty(fault: Fault, subnet: Subnet, exporter: ExactExporter) -> bytes:
+    model = onnx.load_from_string(exporter.render_qonnx(subnet, {}))
+    fault(model)
+    return bytes(model.SerializeToString())
 
 
 def proven(content: bytes, subnet: Subnet, images: Images) -> None:
@@ -153,28 +164,16 @@ BEHIND_THE_LAYER = ("a variance", "no ReLU")
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_broken_file_fails(
-    name: str,
-    make_subnet: Callable[[SubnetConfiguration], Subnet],
-    space: SearchSpace,
-    exporter: ExactExporter,
-    pictures: Images,
-) -> None:
-    subnet = make_subnet(space.uniform(SYMMETRIC[-1], 4))
-    model = onnx.load_from_string(exporter.render_qonnx(subnet, {}))
-    FAULTS[name](model)
+def test_a_broken_file_fails(name: str, four_bits: Subnet, exporter: ExactExporter, pictures: Images) -> None:
+    content = faulty(FAULTS[name], four_bits, exporter)
     where = "a layer's input" if name in BEHIND_THE_LAYER else LAYER
     with pytest.raises(ProofError, match=where):
-        prove(runnable(model.SerializeToString()), subnet, pictures[:8], inspect=check_quants)
+        prove(runnable(content), four_bits, pictures[:8], inspect=check_quants)
 
 
 @pytest.mark.parametrize("name", ["one bit more", "activation scale off by 0.1 %", "weight scale off by 1 %"])
 def test_running_alone_finds_it_too(
-    name: str,
-    make_subnet: Callable[[SubnetConfiguration], Subnet],
-    space: SearchSpace,
-    exporter: ExactExporter,
-    pictures: Images,
+    name: str, four_bits: Subnet, exporter: ExactExporter, pictures: Images
 ) -> None:
     """The lock-step does not lean on the comparison of parameters."""
 
@@ -182,11 +181,9 @@ def test_running_alone_finds_it_too(
         found = find_quants(model, [layer.name for layer in subnet.layers])
         return {name: (activation.value, output) for name, (activation, _, output) in found.items()}
 
-    subnet = make_subnet(space.uniform(SYMMETRIC[-1], 4))
-    model = onnx.load_from_string(exporter.render_qonnx(subnet, {}))
-    FAULTS[name](model)
+    content = faulty(FAULTS[name], four_bits, exporter)
     with pytest.raises(ProofError, match=f"optimiser off.*{LAYER}"):
-        prove(runnable(model.SerializeToString()), subnet, pictures[:8], inspect=inspect)
+        prove(runnable(content), four_bits, pictures[:8], inspect=inspect)
 
 
 @pytest.mark.parametrize(
@@ -203,16 +200,10 @@ def test_running_alone_finds_it_too(
     ],
 )
 def test_a_file_that_breaks_a_rule_of_the_device_is_refused_by_name(
-    fault: Fault,
-    message: str,
-    make_subnet: Callable[[SubnetConfiguration], Subnet],
-    space: SearchSpace,
-    exporter: ExactExporter,
+    fault: Fault, message: str, four_bits: Subnet, exporter: ExactExporter
 ) -> None:
-    model = onnx.load_from_string(exporter.render_qonnx(make_subnet(space.uniform(SYMMETRIC[-1], 4)), {}))
-    fault(model)
     with pytest.raises(UnsupportedTargetError) as refused:
-        check_qonnx(FPGA, model.SerializeToString())
+        check_qonnx(FPGA, faulty(fault, four_bits, exporter))
     assert message in str(refused.value)
 
 
