@@ -2,15 +2,20 @@
 
     .venv/bin/python benchmarks/runtimes.py --data cifar10.npz --page docs/runtimes.md
 
-Needs the extra `runtimes` (OpenVINO). Without `--data` (an `.npz` with `x_test`, uint8 [N, 3, H, W]) the
-images are random ones with the statistics of photographs. `--page` writes the page instead of printing it.
+Needs the extra `runtimes` (OpenVINO, qonnx). Without `--data` (an `.npz` with `x_test`, uint8 [N, 3, H, W])
+the images are random ones with the statistics of photographs. `--page` writes the page instead of printing
+it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +25,12 @@ import openvino
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.util.cleanup import cleanup_model
 
 from eqnet_core.export.proof import natural_images
-from eqnet_core.factory import ARTIFACTS, Factory
+from eqnet_core.factory import Factory
 from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SubnetConfiguration, Symmetry
 
 BATCH = 50
@@ -32,7 +40,7 @@ Runtime = Callable[[bytes, Images], Images]
 INTRODUCTION = """# The artifacts in other runtimes
 
 Measured by `benchmarks/runtimes.py`, which also wrote this page: {images}, {versions},
-on {processor}. OpenVINO comes with the extra `runtimes`.
+on {processor}. OpenVINO and qonnx come with the extra `runtimes`.
 
 Every build is proven against the simulation in ONNX Runtime (`report.json`). Here the same files run
 elsewhere, and the logits are compared with ONNX Runtime's: share of images with the same class, and mean
@@ -44,18 +52,22 @@ sums in another order round an activation the other way here and there.
 
 EXPLANATION = """
 - **reference evaluator**: `onnx.reference`, which defines the operators in NumPy, on {few} images.
-- **OpenVINO**: the file as it is, on OpenVINO's 8-bit kernels.
-- **OpenVINO, 7-bit weights**: the same kernels, with the int8 weights of `model.onnx` cut to [-64, 63], in
+- **qonnx**: the package of that dialect, which FINN and hls4ml build on, on {few} images, beside `model.onnx`
+  in ONNX Runtime.
+- **OpenVINO**: the file as it is, on OpenVINO's 8-bit kernels. {verdict}
+- **OpenVINO on AVX2**: the same kernels as on a processor without VNNI (`ONEDNN_MAX_CPU_ISA=AVX2`).
+- **OpenVINO on AVX2, 7-bit weights**: with the int8 weights of `model.onnx` cut to [-64, 63], in
   ONNX Runtime too (hence its top-1): pairs of products with uint8 activations then fit into 16 bits.
 - **OpenVINO, float kernels**: low-precision transformations off (`LP_TRANSFORMS_MODE`, an internal
   property): the integers are dequantised and computed with in float32.
 
 What to take from it
 
-- Read as ONNX, both files say the same everywhere: reference evaluator and float kernels agree.
+- Read as ONNX, both files say the same everywhere: reference evaluator and float kernels agree. So does
+  qonnx with `model.qonnx.onnx`.
 - `model.onnx` is not for OpenVINO's 8-bit kernels on x86 without VNNI: they add pairs of uint8 x int8
   products in 16 bits, which saturates for large weights, and 8-bit layers have them; with 7-bit weights they
-  agree. (ONNX Runtime swaps such weights for other kernels when it loads the file.) {verdict}
+  agree. (ONNX Runtime swaps such weights for other kernels when it loads the file.)
 - `model.integer.onnx`, which the catalogue names for OpenVINO, keeps its weight codes so small that nothing
   saturates (`eqnet_core/export/folding.py`). OpenVINO then runs every layer on 8-bit kernels. It fuses
   residual additions into the convolution in front without rounding that one's result to 8 bits first: a
@@ -66,8 +78,7 @@ What to take from it
   of an earlier supernet.
 """
 
-SATURATES = "This processor has none."
-FITS = "This processor has it."
+VERDICTS = {True: "This processor has VNNI.", False: "This processor has no VNNI."}
 
 
 def main() -> None:
@@ -77,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bundle", default="resnet20-cifar10")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--few", type=int, default=50, help="images for the reference evaluator")
+    parser.add_argument("--few", type=int, default=50, help="images for the reference evaluator and qonnx")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--forms", type=int, nargs="+", default=[0, 4, 5, 7], help="indices of FORMS, 0 to 7")
     parser.add_argument("--page", type=Path)
@@ -85,21 +96,28 @@ def main() -> None:
     factory = Factory.open(options.bundle)
     images = _images(options.data, factory, options.images)
     labels = _labels(options.data, options.images)
-    lines = list(
-        _table(factory, images, labels, options.few, [FORMS[i] for i in options.forms], options.bits)
-    )
+    # qonnx runs node by node, in models of the newest IR version that onnx has, which ONNX Runtime may not.
+    vars(onnx)["IR_VERSION"] = 10
+    forms = [FORMS[i] for i in options.forms]
+    # oneDNN reads its environment once: AVX2 needs a process of its own.
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_use_avx2) as avx2:
+        lines = list(_table(factory, images, labels, options.few, forms, options.bits, avx2))
     vnni = _has_vnni()
     page = INTRODUCTION.format(
         images=f"{len(images)} {'test' if options.data else 'random'} images",
-        versions=f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__} and openvino "
-        f"{openvino.__version__.split('-')[0]}",
+        versions=f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, openvino "
+        f"{openvino.__version__.split('-')[0]} and qonnx {version('qonnx')}",
         processor=f"{platform.machine()} {'with' if vnni else 'without'} VNNI",
     )
-    page += "\n".join(lines) + "\n" + EXPLANATION.format(few=options.few, verdict=FITS if vnni else SATURATES)
+    page += "\n".join(lines) + "\n" + EXPLANATION.format(few=options.few, verdict=VERDICTS[vnni])
     if options.page:
         options.page.write_text(page, encoding="utf-8")
     else:
         print(page)
+
+
+def _use_avx2() -> None:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
 
 
 def _images(data: Path | None, factory: Factory, count: int) -> Images:
@@ -126,15 +144,17 @@ def _table(
     few: int,
     forms: Sequence[QuantizationForm],
     bits: Sequence[int],
+    avx2: Executor,
 ) -> Iterator[str]:
     yield "| form | bits | file | runtime | same class | mean difference | top-1 there | in ONNX Runtime |"
     yield "|---|---|---|---|---|---|---|---|"
-    files = [name for name in ("model.onnx", "model.integer.onnx") if name in ARTIFACTS]
     for form in forms:
+        symmetric = form.weight_symmetry is form.activation_symmetry is Symmetry.SYMMETRIC
+        files = ["model.onnx", "model.integer.onnx", *(["model.qonnx.onnx"] if symmetric else [])]
         for configuration, label in _configurations(factory, form, bits):
             built = factory.build(configuration, artifacts=files).files
             for file in files:
-                for name, theirs, ours in _runs(file, built[file], images, few):
+                for name, theirs, ours in _runs(file, built, images, few, avx2):
                     same = 100 * (theirs.argmax(1) == ours.argmax(1)).mean()
                     apart = np.abs(theirs - ours).mean() / ours.std()
                     right = ["-" if labels is None else _top1(logits, labels) for logits in (theirs, ours)]
@@ -165,14 +185,22 @@ def _configurations(
     )
 
 
-def _runs(file: str, content: bytes, images: Images, few: int) -> Iterator[tuple[str, Images, Images]]:
+def _runs(
+    file: str, built: Mapping[str, bytes], images: Images, few: int, avx2: Executor
+) -> Iterator[tuple[str, Images, Images]]:
     """Name, logits there and logits in ONNX Runtime, for every runtime."""
+    content = built[file]
+    if file == "model.qonnx.onnx":
+        yield "qonnx", run_qonnx(content, images[:few]), run_onnxruntime(built["model.onnx"], images[:few])
+        return
     ours = run_onnxruntime(content, images)
     yield "reference evaluator", run_reference(content, images[:few]), ours[:few]
     yield "OpenVINO", run_openvino(content, images), ours
+    yield "OpenVINO on AVX2", avx2.submit(run_openvino, content, images).result(), ours
     if file == "model.onnx":
         cut = cut_weights(content)
-        yield "OpenVINO, 7-bit weights", run_openvino(cut, images), run_onnxruntime(cut, images)
+        theirs = avx2.submit(run_openvino, cut, images).result()
+        yield "OpenVINO on AVX2, 7-bit weights", theirs, run_onnxruntime(cut, images)
     yield "OpenVINO, float kernels", run_openvino(content, images, LP_TRANSFORMS_MODE="NO"), ours
 
 
@@ -184,6 +212,12 @@ def run_onnxruntime(content: bytes, images: Images) -> Images:
 def run_reference(content: bytes, images: Images) -> Images:
     logits: Images = ReferenceEvaluator(onnx.load_from_string(content)).run(None, {"image": images})[0]
     return logits
+
+
+def run_qonnx(content: bytes, images: Images) -> Images:
+    model = cleanup_model(ModelWrapper(onnx.load_from_string(content)))
+    image, logits = model.graph.input[0].name, model.graph.output[0].name
+    return np.concatenate([execute_onnx(model, {image: one[None]})[logits] for one in images])
 
 
 def run_openvino(content: bytes, images: Images, **properties: str) -> Images:

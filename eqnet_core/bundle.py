@@ -14,6 +14,7 @@ of it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -336,6 +337,11 @@ def _read_document(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / DOCUMENT).read_text(encoding="utf-8")
     except FileNotFoundError as error:
+        if aside := sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.old")):
+            raise BundleError(
+                f"no bundle in {folder}: replacing it was cut short; "
+                f"rename {aside[-1].name}, the one before, to {folder.name}"
+            ) from error
         raise BundleError(
             f"no bundle in {folder}: a bundle is a folder with a {DOCUMENT}, or one of the shipped ones "
             f"({', '.join(shipped_bundles()) or 'there are none'})"

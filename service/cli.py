@@ -268,11 +268,8 @@ def _told(url: str, call: Callable[[Client], None]) -> int:
         message = f"{url} is no URL of a service ({error})"
     except httpx.TransportError as error:
         message = f"no service answers at {url} ({error}): start one with `eqnet serve`"
-    except (
-        json.JSONDecodeError, UnicodeDecodeError, httpx.DecodingError,
-        LookupError, TypeError, RecursionError,
-    ) as error:  # fmt: skip
-        # Read without checks, since every service answers as documented: this is another one.
+    except (httpx.DecodingError, LookupError, TypeError) as error:
+        # Read without further checks, since every service answers as documented: this is another one.
         message = f"what answers at {url} is no EQ-Net service ({type(error).__name__}: {error})"
     except (ValueError, OSError) as error:
         message = str(error)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -19,6 +19,9 @@ _ATTEMPTS = 5
 
 _PAUSE = 0.5
 """Seconds between questions, and between attempts."""
+
+_RECORD = ("id", "status")
+"""What every record of a subnet has."""
 
 
 class ServiceError(Exception):
@@ -66,6 +69,7 @@ class Client:
         record = self._json(
             "POST",
             "/subnets",
+            _RECORD,
             json=request,
             headers={"Prefer": f"wait={asked}"},
             timeout=httpx.Timeout(self._timeout, read=asked + self._timeout),
@@ -80,7 +84,7 @@ class Client:
         return record
 
     def record(self, subnet: str) -> dict[str, Any]:
-        return self._json("GET", f"/subnets/{subnet}")
+        return self._json("GET", f"/subnets/{subnet}", _RECORD)
 
     def delete(self, subnet: str) -> None:
         self._send("DELETE", f"/subnets/{subnet}")
@@ -171,6 +175,7 @@ class Client:
         return self._json(
             "GET",
             "/predict-accuracy",
+            ("predicted_accuracy",),
             params={
                 name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
                 for name, value in query.items()
@@ -179,13 +184,20 @@ class Client:
         )
 
     def devices(self) -> list[dict[str, Any]]:
-        return list(self._json("GET", "/devices")["devices"])
+        return list(self._json("GET", "/devices", ("devices",))["devices"])
 
     def supernets(self) -> list[dict[str, Any]]:
-        return list(self._json("GET", "/supernets")["supernets"])
+        return list(self._json("GET", "/supernets", ("supernets",))["supernets"])
 
-    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        document: dict[str, Any] = self._send(method, url, **options).json()
+    def _json(self, method: str, url: str, members: Collection[str], **options: Any) -> dict[str, Any]:
+        """The answer, an object with those `members` at least."""
+        response = self._send(method, url, **options)
+        try:
+            document = response.json()
+        except (ValueError, RecursionError) as error:
+            raise _no_service(response, f"{type(error).__name__}: {error}") from error
+        if not isinstance(document, dict) or not document.keys() >= set(members):
+            raise _no_service(response, f"an answer without {' and '.join(members)}")
         return document
 
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
@@ -206,7 +218,10 @@ def _raise_problem(response: httpx.Response) -> None:
     try:
         problem = ServiceError(status, response.json())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        reason = f"HTTP {status} without a problem document"
-        detail = f"what answers at {response.url} is no EQ-Net service ({reason})"
-        problem = ServiceError(status, {"detail": detail})
+        problem = _no_service(response, f"HTTP {status} without a problem document")
     raise problem
+
+
+def _no_service(response: httpx.Response, reason: str) -> ServiceError:
+    detail = f"what answers at {response.url} is no EQ-Net service ({reason})"
+    return ServiceError(response.status_code, {"detail": detail})

@@ -190,7 +190,9 @@ class Settings(BaseSettings):
                     if "://" not in url:
                         raise ValueError("no scheme")
                     connection = Connection(url)  # type: ignore[no-untyped-call]
-                    connection.get_transport_cls()  # type: ignore[no-untyped-call]
+                    transport = connection.get_transport_cls()  # type: ignore[no-untyped-call]
+                    if transport.driver_type == "memory":
+                        raise ValueError("no other process, such as a worker, can reach it")
                     if url.startswith(("redis://", "rediss://")):
                         int(connection.virtual_host.strip("/") or 0)
             except Exception as error:  # kombu's: also KeyError, ImportError and NameError

@@ -26,22 +26,27 @@ class ConvolutionGroup(nn.Module):
 
 
 class FastCifarNet(nn.Module):
-    """Jordan's airbench94 network: a 2 x 2 convolution, three groups of two convolutions, 2 million weights.
+    """Jordan's airbench networks: a 2 x 2 convolution, then three groups of two convolutions.
 
-    Three times the multiplications of a ResNet-20 and seven times its weights: a teacher for it. Unlike the
+    Teachers for a ResNet-20. With the widths 64, 256, 256 (airbench94) it has three times the multiplications
+    and seven times the weights of one, with 128, 384, 384 (airbench95) seven and eighteen times. Unlike the
     original it has ReLU, BatchNorm before pooling and global average pooling, all of which integer runtimes
     have, and a first layer that is learned.
+
+    Args:
+        classes: how many logits.
+        widths: channels of each of the three groups.
 
     Input [N, 3, H, W] normalised images, output [N, classes] logits.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, widths: tuple[int, int, int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 24, 2)
-        self.layer1 = ConvolutionGroup(24, 64)
-        self.layer2 = ConvolutionGroup(64, 256)
-        self.layer3 = ConvolutionGroup(256, 256)
-        self.fc = nn.Linear(256, classes)
+        self.layer1 = ConvolutionGroup(24, widths[0])
+        self.layer2 = ConvolutionGroup(widths[0], widths[1])
+        self.layer3 = ConvolutionGroup(widths[1], widths[2])
+        self.fc = nn.Linear(widths[2], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.conv1(x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from torch import nn
@@ -19,6 +20,10 @@ class Architecture:
 
     build: Callable[[int], nn.Module]
     input_shape: tuple[int, int, int]
+
+
+def _airbench(widths: tuple[int, int, int]) -> Architecture:
+    return Architecture(build=partial(FastCifarNet, widths=widths), input_shape=(3, 32, 32))
 
 
 def _torchvision(name: str) -> Architecture:
@@ -44,7 +49,8 @@ def _torchvision(name: str) -> Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "resnet20": Architecture(build=lambda classes: CifarResNet(3, classes), input_shape=(3, 32, 32)),
-        "airbench94": Architecture(build=FastCifarNet, input_shape=(3, 32, 32)),
+        "airbench94": _airbench((64, 256, 256)),
+        "airbench95": _airbench((128, 384, 384)),
         **{name: _torchvision(name) for name in ("resnet18", "resnet50", "mobilenet_v2")},
     }
 )

@@ -92,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
             help="runs whose float networks, of any architecture, guide the training by their mean logits",
         )
         command.add_argument(
+            "--guidance",
+            type=float,
+            default=settings.guidance,
+            help="share of a teacher's or the next wider subnet's logits in a loss; the rest are labels",
+        )
+        command.add_argument(
             "--temperature", type=float, default=settings.temperature, help="of all guidance: softens logits"
         )
         command.add_argument(
@@ -103,31 +109,40 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--cutmix", type=float, default=settings.cutmix, help="share of the batches mixed by CutMix"
         )
-        if name == "supernet":
+        if isinstance(settings, SupernetSettings):
+            command.add_argument(
+                "--step-size-learning-rate",
+                type=float,
+                default=settings.step_size_learning_rate,
+                help="of Adam, on the logarithms",
+            )
+            command.add_argument(
+                "--zero-point-learning-rate", type=float, default=settings.zero_point_learning_rate
+            )
             command.add_argument(
                 "--subnet-weights",
                 type=float,
                 nargs=3,
-                default=(1.0, 1.0, 1.0),
+                default=settings.subnet_weights,
                 metavar=("HIGHEST", "RANDOM", "LOWEST"),
                 help="of the losses of a step's three subnets: which bit-widths matter more",
             )
             command.add_argument(
                 "--averaging",
                 type=float,
-                default=0.0,
+                default=settings.averaging,
                 help="decay of the moving average, 0 for none",
             )
             command.add_argument(
                 "--cooldown",
                 type=float,
-                default=1.0,
+                default=settings.cooldown,
                 help="share of the steps over which the rate falls; below 1, epochs can be added later",
             )
             command.add_argument(
                 "--random-bits",
                 type=RandomBits,
-                default=RandomBits.INDEPENDENT,
+                default=settings.random_bits,
                 choices=list(RandomBits),
                 help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
                 "or half of them searched with the accuracy predictor of --start",

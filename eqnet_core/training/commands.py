@@ -95,6 +95,7 @@ def _run(options: argparse.Namespace) -> None:
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
             "sizes": options.sizes,
+            "guidance": options.guidance,
             "temperature": options.temperature,
             "cutmix": options.cutmix,
             "start_share": options.start_share,
@@ -115,6 +116,8 @@ def _run(options: argparse.Namespace) -> None:
         else:
             settings = SupernetSettings(
                 **shared,
+                step_size_learning_rate=options.step_size_learning_rate,
+                zero_point_learning_rate=options.zero_point_learning_rate,
                 subnet_weights=tuple(options.subnet_weights),
                 averaging=options.averaging,
                 cooldown=options.cooldown,

@@ -37,12 +37,14 @@ def weight_distribution_loss(
     return torch.stack(terms).mean()
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse one that logits cannot be divided by.
+def check_guidance(guidance: float, temperature: float) -> None:
+    """Refuse what `guided_loss` cannot weigh or divide with.
 
     Raises:
-        TrainingError: it is not above 0, or not finite.
+        TrainingError: guidance outside [0, 1]; a temperature that is not above 0, or not finite.
     """
+    if not 0 <= guidance <= 1:
+        raise TrainingError(f"guidance {guidance} is a share of the loss: in [0, 1], such as 0.5")
     if not 0 < temperature < math.inf:
         raise TrainingError(f"temperature {temperature} divides logits: above 0, such as 4")
 

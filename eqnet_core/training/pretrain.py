@@ -21,7 +21,7 @@ from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
-from eqnet_core.training.losses import check_temperature, guided_loss
+from eqnet_core.training.losses import check_guidance, guided_loss
 from eqnet_core.training.run import Run
 from eqnet_core.training.starting import NO_START, WEIGHTS, check_start_share, load_start_weights
 from eqnet_core.training.teacher import load_teacher
@@ -64,7 +64,7 @@ class PretrainSettings:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        check_guidance(self.guidance, self.temperature)
         check_mixed(self.cutmix)
         check_start_share(self.start_share)
 

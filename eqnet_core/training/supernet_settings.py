@@ -10,7 +10,7 @@ from typing import Any
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.batches import ImageSizes, check_mixed
 from eqnet_core.training.forward import Precision
-from eqnet_core.training.losses import check_temperature
+from eqnet_core.training.losses import check_guidance
 from eqnet_core.training.starting import check_start_share
 from eqnet_core.training.subnets import RandomBits
 
@@ -75,7 +75,7 @@ class SupernetSettings:
         if not 0 <= self.averaging < 1:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
         check_start_share(self.start_share)
-        check_temperature(self.temperature)
+        check_guidance(self.guidance, self.temperature)
         check_mixed(self.cutmix)
         if min(self.subnet_weights) < 0 or not 0 < sum(self.subnet_weights) < math.inf:
             raise TrainingError(

@@ -182,6 +182,13 @@ def test_another_bundle_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
+def test_a_replacement_that_was_killed_between_its_renames_tells_where_the_old_one_is(tmp_path: Path) -> None:
+    first = write(tmp_path / "toy[1]")
+    first.path.rename(tmp_path / ".toy[1].0123abcd.old")
+    with pytest.raises(BundleError, match=r"rename \.toy\[1\]\.0123abcd\.old, .* to toy\[1\]"):
+        Bundle.open(first.path)
+
+
 def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
     bundles = tmp_path / "bundles"
     inside = write(bundles / "mine")

@@ -79,8 +79,9 @@ def test_what_is_no_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
-        (200, "{}", "KeyError"),
-        (200, "[1]", "TypeError"),
+        (200, "{}", "an answer without"),
+        (200, "[1]", "an answer without"),
+        (200, '{"devices": [1], "id": "", "status": "failed"}', "Error"),
         (200, "<html></html>", "Expecting value"),
         (200, "[" * 60_000, "RecursionError"),
         (301, "", "HTTP 301"),

@@ -53,6 +53,7 @@ def test_zero_builders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         "redis://h:6379/eqnet",
         "redis://one:6379/1;foo://two",
         "sqla+sqlite:///broker.db",
+        "memory://",
     ],
 )
 def test_a_broker_that_celery_cannot_use_is_refused_with_advice(url: str) -> None:

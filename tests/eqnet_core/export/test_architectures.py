@@ -61,9 +61,10 @@ def make_supernet(architecture: str, images: torch.Tensor) -> Supernet:
 @pytest.mark.parametrize(
     ("architecture", "layers", "weights", "macs"),
     # parameters of convolutions and classifier, and multiply-accumulates, as torchvision documents them;
-    # airbench94's by hand (24 x 12, 9 x (24 x 64 + 64 x 64 + 64 x 256 + 3 x 256 x 256), 256 x 1000)
+    # airbench94's by hand (24 x 12, 9 x (24 x 64 + 64 x 64 + 64 x 256 + 3 x 256 x 256), 256 x 1000), so 95's
     [
         ("airbench94", 8, 2_223_904, 1.18e8),
+        ("airbench95", 8, 4_983_072, 3.01e8),
         ("resnet18", 21, 11_678_912, 1.814e9),
         ("resnet50", 54, 25_502_912, 4.089e9),
         ("mobilenet_v2", 53, 3_469_760, 0.301e9),

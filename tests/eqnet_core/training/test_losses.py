@@ -7,7 +7,7 @@ from scipy.stats import kurtosis, skew
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.losses import (
-    check_temperature,
+    check_guidance,
     guided_loss,
     skewness_and_kurtosis,
     weight_distribution_loss,
@@ -75,4 +75,10 @@ def test_labels_may_be_shares_of_classes() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_is_above_zero(temperature: float) -> None:
     with pytest.raises(TrainingError, match="temperature"):
-        check_temperature(temperature)
+        check_guidance(0.5, temperature)
+
+
+@pytest.mark.parametrize("guidance", [-0.1, 1.1, float("nan")])
+def test_guidance_is_a_share(guidance: float) -> None:
+    with pytest.raises(TrainingError, match="guidance"):
+        check_guidance(guidance, 1.0)
