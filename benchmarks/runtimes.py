@@ -54,7 +54,7 @@ EXPLANATION = """
 - **reference evaluator**: `onnx.reference`, which defines the operators in NumPy, on {few} images.
 - **qonnx**: the package of that dialect, which FINN and hls4ml build on, on {few} images, beside `model.onnx`
   in ONNX Runtime.
-- **OpenVINO**: the file as it is, on OpenVINO's 8-bit kernels. {verdict}
+- **OpenVINO**: the file as it is. {verdict}
 - **OpenVINO on AVX2**: the same kernels as on a processor without VNNI (`ONEDNN_MAX_CPU_ISA=AVX2`).
 - **OpenVINO on AVX2, 7-bit weights**: with the int8 weights of `model.onnx` cut to [-64, 63], in
   ONNX Runtime too (hence its top-1): pairs of products with uint8 activations then fit into 16 bits.
@@ -65,7 +65,9 @@ What to take from it
 
 - Read as ONNX, both files say the same everywhere: reference evaluator and float kernels agree. So does
   qonnx with `model.qonnx.onnx`.
-- `model.onnx` is not for OpenVINO's 8-bit kernels on x86 without VNNI: they add pairs of uint8 x int8
+- OpenVINO runs the layers that `model.onnx` holds in int8 on 8-bit kernels, those in int4 in float32; with
+  VNNI its classes are those of ONNX Runtime.
+- `model.onnx` is not for OpenVINO on x86 without VNNI: its 8-bit kernels add pairs of uint8 x int8
   products in 16 bits, which saturates for large weights, and 8-bit layers have them; with 7-bit weights they
   agree. (ONNX Runtime swaps such weights for other kernels when it loads the file.)
 - `model.integer.onnx`, which the catalogue names for OpenVINO, keeps its weight codes so small that nothing
@@ -146,19 +148,31 @@ def _table(
     bits: Sequence[int],
     avx2: Executor,
 ) -> Iterator[str]:
-    yield "| form | bits | file | runtime | same class | mean difference | top-1 there | in ONNX Runtime |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| form | bits | file | runtime | 8-bit layers | same class | mean difference | top-1 there "
+        "| in ONNX Runtime |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for form in forms:
         symmetric = form.weight_symmetry is form.activation_symmetry is Symmetry.SYMMETRIC
         files = ["model.onnx", "model.integer.onnx", *(["model.qonnx.onnx"] if symmetric else [])]
         for configuration, label in _configurations(factory, form, bits):
             built = factory.build(configuration, artifacts=files).files
             for file in files:
-                for name, theirs, ours in _runs(file, built, images, few, avx2):
+                for name, (theirs, layers), ours in _runs(file, built, images, few, avx2):
                     same = 100 * (theirs.argmax(1) == ours.argmax(1)).mean()
                     apart = np.abs(theirs - ours).mean() / ours.std()
                     right = ["-" if labels is None else _top1(logits, labels) for logits in (theirs, ours)]
-                    row = (form.name, label, f"`{file}`", name, f"{same:.1f} %", f"{apart:.4f}", *right)
+                    row = (
+                        form.name,
+                        label,
+                        f"`{file}`",
+                        name,
+                        layers,
+                        f"{same:.1f} %",
+                        f"{apart:.4f}",
+                        *right,
+                    )
                     print(" ".join(row), flush=True)
                     yield f"| {' | '.join(row)} |"
 
@@ -187,14 +201,15 @@ def _configurations(
 
 def _runs(
     file: str, built: Mapping[str, bytes], images: Images, few: int, avx2: Executor
-) -> Iterator[tuple[str, Images, Images]]:
-    """Name, logits there and logits in ONNX Runtime, for every runtime."""
+) -> Iterator[tuple[str, tuple[Images, str], Images]]:
+    """For every runtime its name, logits and 8-bit layers there, and logits in ONNX Runtime."""
     content = built[file]
     if file == "model.qonnx.onnx":
-        yield "qonnx", run_qonnx(content, images[:few]), run_onnxruntime(built["model.onnx"], images[:few])
+        ours = run_onnxruntime(built["model.onnx"], images[:few])
+        yield "qonnx", (run_qonnx(content, images[:few]), "-"), ours
         return
     ours = run_onnxruntime(content, images)
-    yield "reference evaluator", run_reference(content, images[:few]), ours[:few]
+    yield "reference evaluator", (run_reference(content, images[:few]), "-"), ours[:few]
     yield "OpenVINO", run_openvino(content, images), ours
     yield "OpenVINO on AVX2", avx2.submit(run_openvino, content, images).result(), ours
     if file == "model.onnx":
@@ -220,12 +235,20 @@ def run_qonnx(content: bytes, images: Images) -> Images:
     return np.concatenate([execute_onnx(model, {image: one[None]})[logits] for one in images])
 
 
-def run_openvino(content: bytes, images: Images, **properties: str) -> Images:
+def run_openvino(content: bytes, images: Images, **properties: str) -> tuple[Images, str]:
+    """Logits, and how many of the convolutions and matrix products OpenVINO computes with bytes."""
     core = openvino.Core()
     # bfloat16, the default where the processor has it, would hide what is to be seen
     settings = {"INFERENCE_PRECISION_HINT": "f32", **properties}
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
-    return np.concatenate([np.array(compiled(part)[0]) for part in _batches(images)])
+    executed = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    precisions = [
+        str(info["runtimePrecision"].astype(str))
+        for info in executed
+        if str(info["layerType"].astype(str)) in ("Convolution", "FullyConnected", "MatMul")
+    ]
+    layers = f"{sum(precision in ('u8', 'i8') for precision in precisions)} of {len(precisions)}"
+    return np.concatenate([np.array(compiled(part)[0]) for part in _batches(images)]), layers
 
 
 def cut_weights(content: bytes) -> bytes:

@@ -15,7 +15,7 @@ from service.subnets.store import StoreUnavailableError
 router = APIRouter(tags=["health"])
 
 _PATIENCE = 3.0
-"""Seconds for a look at the artifact store; those who probe wait for four."""
+"""Seconds for a look at both stores; those who probe wait for four."""
 
 
 class Live(BaseModel):
@@ -51,20 +51,32 @@ async def ready(state: State) -> Ready:
     ]
     if not supernets.factories:
         reasons.append("no supernet is loaded")
+    reasons += filter(None, await asyncio.gather(_store_fault(state), _artifacts_fault(state)))
+    if reasons:
+        raise ProblemError(503, "not-ready", "; ".join(reasons), headers={"Retry-After": "2"})
+    return _ready(state)
+
+
+async def _store_fault(state: ServiceState) -> str | None:
     try:
-        await state.store.check()
+        async with asyncio.timeout(_PATIENCE):
+            await state.store.check()
+    except TimeoutError:
+        return f"the store does not answer within {_PATIENCE:g} s"
     except StoreUnavailableError as error:
-        reasons.append(str(error))
+        return str(error)
+    return None
+
+
+async def _artifacts_fault(state: ServiceState) -> str | None:
     try:
         async with asyncio.timeout(_PATIENCE):
             await asyncio.to_thread(state.artifacts.check)
     except TimeoutError:  # an OSError too
-        reasons.append(f"the artifact store does not answer within {_PATIENCE:g} s")
+        return f"the artifact store does not answer within {_PATIENCE:g} s"
     except OSError as error:
-        reasons.append(f"the artifact store cannot be used: {error}")
-    if reasons:
-        raise ProblemError(503, "not-ready", "; ".join(reasons), headers={"Retry-After": "2"})
-    return _ready(state)
+        return f"the artifact store cannot be used: {error}"
+    return None
 
 
 def _ready(state: ServiceState) -> Ready:

@@ -15,6 +15,7 @@ eqnet:restored         there while everything in the artifact store is known her
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -46,11 +47,15 @@ def connect(url: str) -> Redis:
         timeout=5,
         socket_connect_timeout=2,
         socket_timeout=3,
-        health_check_interval=30,
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
 
+
+_PATIENCE = 6.0
+"""Seconds for all that one method asks of Redis. A silent one can cost more than a socket's timeouts: a
+connection to wait for, a new one, a second attempt.
+"""
 
 FINAL = ("ready", "failed")
 """Status of a record that does not change by itself."""
@@ -370,8 +375,11 @@ def _check_lease(answer: bytes) -> None:
 
 @asynccontextmanager
 async def reachable() -> AsyncIterator[None]:
-    """StoreUnavailableError for whatever Redis fails with."""
+    """StoreUnavailableError for whatever Redis fails with, and where it is silent for `_PATIENCE`."""
     try:
-        yield
+        async with asyncio.timeout(_PATIENCE):
+            yield
+    except TimeoutError as error:  # an OSError too, without words
+        raise StoreUnavailableError(f"the store does not answer within {_PATIENCE:g} s") from error
     except (RedisError, OSError) as error:
         raise StoreUnavailableError(f"the store does not answer: {error}") from error

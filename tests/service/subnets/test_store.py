@@ -1,6 +1,8 @@
 """Against a real server of the Redis protocol."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -53,6 +55,22 @@ async def claimed(store: SubnetStore, record: StoredRecord) -> Claim:
     claim = await store.claim(record)
     assert isinstance(claim, Claim)
     return claim
+
+
+def test_a_silent_redis_is_told_to_all_who_ask_at_once(tmp_path: Path) -> None:
+    async def use(one: SubnetStore, _: SubnetStore, redis: Redis) -> None:
+        process = (await redis.info("server"))["process_id"]
+        os.kill(process, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(60):  # or for ever
+                asked = (one.find(stored().id) for _ in range(100))
+                answers = await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert {type(answer) for answer in answers} == {StoreUnavailableError}
+        assert await one.find(stored().id) is None
+
+    run(tmp_path, use)
 
 
 def test_only_one_of_many_claims_wins(tmp_path: Path) -> None:
