@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from service.errors import install_error_handlers
 from service.head import HeadRequests
 from service.health.endpoints import router as health
 from service.health.metrics import Metrics
-from service.jobs.evaluation import evaluation_digest
+from service.jobs.evaluation import EvaluationImages, EvaluationSet
 from service.jobs.opening import open_queue, worker_arguments
 from service.limits import RequestLimits
 from service.observed import Observed
@@ -105,7 +106,7 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
             evaluation = None
             if settings.evaluation_data is not None:
                 evaluation = await asyncio.to_thread(
-                    evaluation_digest, settings.evaluation_data, limit=settings.evaluation_limit
+                    _evaluation_images, settings.evaluation_data, settings.evaluation_limit
                 )
             store = SubnetStore(redis, lease=settings.lease)
             artifacts = ArtifactStore(settings.artifacts_location)
@@ -165,7 +166,12 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
 def _buildable(order: SubnetOrder, state: ServiceState) -> bool:
     supernets = state.supernets
     whole = [digest for name, digest in supernets.digests.items() if name not in supernets.stale]
-    return order.bundle_digest in whole and order.evaluation in (None, state.evaluation)
+    digest = None if state.evaluation is None else state.evaluation.digest
+    return order.bundle_digest in whole and order.evaluation in (None, digest)
+
+
+def _evaluation_images(path: Path, limit: int) -> EvaluationImages:
+    return EvaluationSet.open(path, limit=limit).described
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

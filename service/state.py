@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.health.metrics import Metrics
+from service.jobs.evaluation import EvaluationImages
 from service.jobs.queue import BuildQueue
 from service.predictions.direct import DirectPredictions
 from service.settings import Settings
@@ -21,7 +22,7 @@ from service.supernets.catalogue import SupernetCatalogue
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceState:
-    """`evaluation` is the digest of the operator's evaluation set, if there is one. `computing` is held by
+    """`evaluation` describes the operator's evaluation set, if there is one. `computing` is held by
     what computes for seconds: threads that all do would keep every other request, and the probes, waiting.
     """
 
@@ -34,7 +35,7 @@ class ServiceState:
     warm: WarmAnswers
     predictions: DirectPredictions
     metrics: Metrics
-    evaluation: str | None
+    evaluation: EvaluationImages | None
     computing: asyncio.Semaphore
 
 

@@ -36,6 +36,23 @@ def evaluation_digest(path: Path | str, *, limit: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationImages:
+    """What a request is checked against: `shape` (C, H, W) of the images, `labels` lowest and highest."""
+
+    digest: str
+    shape: tuple[int, ...]
+    labels: tuple[int, int]
+
+    def mismatch(self, input: InputSpec, classes: int) -> str | None:
+        """Why they measure nothing of a network with this input and so many classes, if so."""
+        if self.shape != input.shape:
+            return f"are {self.shape}, the network takes {input.shape}"
+        if not 0 <= self.labels[0] <= self.labels[1] < classes:
+            return f"have labels from {self.labels[0]} to {self.labels[1]}, the network has {classes} classes"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
     """`images` uint8 [N, C, H, W], `labels` int64 [N]."""
 
@@ -59,13 +76,19 @@ class EvaluationSet:
             raise EqnetError(
                 f"EQNET_EVALUATION_DATA ({path}) is not an .npz with x_test and y_test: {error}"
             ) from error
-        if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+        shaped = images.ndim == 4 and labels.shape == images.shape[:1]
+        if not shaped or images.dtype != np.uint8 or labels.dtype.kind not in "iu":
             raise EqnetError(
-                f"EQNET_EVALUATION_DATA ({path}): x_test must be uint8 [N, C, H, W] and y_test have N entries"
+                f"EQNET_EVALUATION_DATA ({path}): x_test must be uint8 [N, C, H, W] and y_test N integers"
             )
         if len(images) == 0:
             raise EqnetError(f"EQNET_EVALUATION_DATA ({path}): there are no images in x_test: give it some")
         return cls(digest=digest, images=images, labels=labels)
+
+    @property
+    def described(self) -> EvaluationImages:
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        return EvaluationImages(digest=self.digest, shape=self.images.shape[1:], labels=(lowest, highest))
 
     def top1(self, state_dict: bytes) -> float:
         """Fraction, in [0, 1], of the images that a `model.safetensors` classifies as their label."""

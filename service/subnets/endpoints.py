@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from eqnet_core.bundle import Bundle
 from eqnet_core.errors import InvalidConfigurationError, InvalidProfileError, UnsupportedTargetError
 from eqnet_core.profile import Budget, LayerPin, SearchSettings
 from eqnet_core.search import check_feasible
@@ -175,18 +176,28 @@ def _known(subnet: str) -> str:
     return subnet
 
 
+def _evaluation(bundle: Bundle, state: ServiceState) -> str:
+    """The digest of the images that top-1 is to be measured on."""
+    images = state.evaluation
+    if images is None:
+        reason = "this server has no evaluation images"
+    elif mismatch := images.mismatch(bundle.input, len(bundle.classes)):
+        reason = f"the evaluation images of this server are not for supernet {bundle.name}: they {mismatch}"
+    else:
+        return images.digest
+    raise ProblemError(
+        422,
+        "no-evaluation-data",
+        f"{reason}; leave out `verify`, or have its operator set EQNET_EVALUATION_DATA",
+        errors=[("/verify", "must be false here")],
+    )
+
+
 def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
     """Everything that can be wrong with a request is found here, before a record or a build exists."""
     factory = state.supernets.in_request(request.supernet)
     bundle = factory.bundle
-    if request.verify and state.evaluation is None:
-        raise ProblemError(
-            422,
-            "no-evaluation-data",
-            "this server has no evaluation images: leave out `verify`, or have its operator set "
-            "EQNET_EVALUATION_DATA",
-            errors=[("/verify", "must be false here")],
-        )
+    evaluation = _evaluation(bundle, state) if request.verify else None
     what: SearchOrder | dict[str, Any]
     if request.configuration is not None:
         try:
@@ -225,7 +236,7 @@ def _order(request: SubnetRequest, state: ServiceState) -> SubnetOrder:
         bundle_digest=bundle.digest,
         what=what,
         artifacts=tuple(sorted(set(artifacts))),
-        evaluation=state.evaluation if request.verify else None,
+        evaluation=evaluation,
     )
 
 

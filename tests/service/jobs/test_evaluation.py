@@ -1,5 +1,6 @@
 """`verify`, with images of the operator's own, on a real server."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,27 @@ def test_verify_measures_the_subnet_that_is_handed_out(client: httpx.Client, eva
 
 
 @pytest.mark.parametrize(
+    ("shape", "label", "reason"),
+    [((1, 16, 16), 0, "(1, 16, 16), the network takes (3, 32, 32)"), ((3, 32, 32), 10, "10 classes")],
+)
+def test_images_of_another_network_are_refused(
+    serve: Callable[..., Any], tmp_path: Path, shape: tuple[int, ...], label: int, reason: str
+) -> None:
+    np.savez(tmp_path / "data.npz", x_test=np.zeros((4, *shape), np.uint8), y_test=np.full(4, label))
+    with serve(evaluation_data=tmp_path / "data.npz").client() as client:
+        refused = client.post("/subnets", json=REQUEST)
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:eqnet:problem:no-evaluation-data")
+    assert reason in refused.json()["detail"]
+    assert refused.json()["errors"][0]["pointer"] == "/verify"
+
+
+@pytest.mark.parametrize(
     "arrays",
     [
         {"x_test": np.zeros((4, 3, 8, 8), np.uint8)},
         {"x_test": np.zeros((4, 3, 8, 8), np.float32), "y_test": np.zeros(4, np.int64)},
         {"x_test": np.zeros((4, 3, 8, 8), np.uint8), "y_test": np.zeros(3, np.int64)},
+        {"x_test": np.zeros((4, 3, 8, 8), np.uint8), "y_test": np.array(list("abcd"))},
         {"x_test": np.zeros((4, 192), np.uint8), "y_test": np.zeros(4, np.int64)},
         {"x_test": np.zeros((0, 3, 8, 8), np.uint8), "y_test": np.zeros(0, np.int64)},
         {"x_test": np.uint8(0), "y_test": np.zeros(4, np.int64)},
