@@ -1,7 +1,7 @@
 """How good the search's answers are, beside a longer search, random search, pymoo's GA and the front.
 
-    pip install -e .[benchmarks]
-    OMP_NUM_THREADS=1 python benchmarks/search_quality.py [--bundle resnet20-cifar10] [--seeds 3] [--form 5]
+    scripts/install dev,benchmarks
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/search_quality.py [--bundle NAME] [--seeds 3] [--form 5]
 
 One row per budget (the same bound on average weight and activation bits), predicted accuracy in percent: what
 the worst of `--seeds` searches finds, then how far the others are above (+) or below (-) it, in points. All

@@ -5,7 +5,8 @@ import sys
 import urllib.error
 import urllib.request
 
-url = f"http://127.0.0.1:{os.environ.get('EQNET_HEALTH_PORT', '8000')}/health/ready"
+port = os.environ.get("EQNET_HEALTH_PORT") or os.environ.get("EQNET_WORKER_PORT") or "8000"
+url = f"http://127.0.0.1:{port}/health/ready"
 try:
     with urllib.request.urlopen(url, timeout=4) as answer:
         print(answer.read().decode())

@@ -182,7 +182,8 @@ class Factory:
     ) -> Build:
         """The subnet of `configuration` as files, proven to compute what the supernet simulates.
 
-        The same bundle, configuration, provenance and device give the same bytes, whichever `artifacts` are
+        The same bundle, configuration, provenance and device give the same bytes (but for what `report.json`
+        measures, where rounding differs from processor to processor), whichever `artifacts` are
         asked for (`usual_artifacts` unless told); but `report.json` has the size and the proof of a
         `model.qonnx.onnx` only where it is made, for a device that takes it or because it is asked for.
         `provenance` (JSON values, such as a request's id) is stored in the files beside the bundle's name and

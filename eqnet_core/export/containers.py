@@ -36,7 +36,7 @@ def weight_container(quantizer: Quantizer) -> Container:
 def activation_container(layer: QuantizedLayer, spec: LayerSpec, *, signed: bool) -> ActivationContainer:
     """uint8 with the codes shifted up where they are negative; int8 as they are for `signed` runtimes.
 
-    uint8 because ONNX Runtime fuses an integer Clip after QuantizeLinear only there (design: export).
+    uint8 because ONNX Runtime fuses an integer Clip after QuantizeLinear only there.
 
     Raises:
         UnsupportedTargetError: codes that no 8-bit container holds; names the layer.

@@ -282,7 +282,7 @@ def _check(agreement: Agreement, tolerance: Tolerance, deviation: float, images:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers anywhere in a JSON document to three digits: more would differ from machine to machine."""
+    """Numbers anywhere in a JSON document to three digits: more would hardly ever be the same twice."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
     return float(f"{value:.3g}") if isinstance(value, float) else value

@@ -49,6 +49,22 @@ def check_guidance(guidance: float, temperature: float) -> None:
         raise TrainingError(f"temperature {temperature} divides logits: above 0, such as 4")
 
 
+def check_finite(losses: Tensor, step: int) -> None:
+    """Refuse to go on, or to keep anything, once a loss is infinite or no number: it stays so.
+
+    Args:
+        losses: of any shape, such as sums since the last look.
+        step: of which they are the latest.
+
+    Raises:
+        TrainingError: one is not finite.
+    """
+    if not losses.isfinite().all():
+        raise TrainingError(
+            f"the loss is not finite at step {step}: begin again in another run, with a lower --learning-rate"
+        )
+
+
 def guided_loss(
     logits: Tensor,
     labels: Tensor,

@@ -21,7 +21,7 @@ from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.forward import Precision, training_forward
 from eqnet_core.training.held_out import held_out_top1
-from eqnet_core.training.losses import check_guidance, guided_loss
+from eqnet_core.training.losses import check_finite, check_guidance, guided_loss
 from eqnet_core.training.run import Run
 from eqnet_core.training.starting import NO_START, WEIGHTS, check_start_share, load_start_weights
 from eqnet_core.training.teacher import load_teacher
@@ -88,9 +88,9 @@ def pretrain(
         The path of the weights. The log has a line per epoch: loss, held-out accuracy, images/s.
 
     Raises:
-        TrainingError: the folder holds a run with other settings; or one of `teacher_runs` has no float
-            network for these images; or `start_run` no network of this architecture; or a start share has
-            nothing that the training began with.
+        TrainingError: the folder holds a run with other settings; or the loss is not finite; or one of
+            `teacher_runs` has no float network for these images; or `start_run` no network of this
+            architecture; or a start share has nothing that the training began with.
     """
     teacher = None
     if teacher_runs:
@@ -145,6 +145,7 @@ def pretrain(
         loss = guided_loss(
             forward(images), labels, taught, settings.guidance, temperature=settings.temperature
         )
+        check_finite(loss, step)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

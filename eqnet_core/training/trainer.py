@@ -18,6 +18,7 @@ from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.held_out import held_out_accuracies
+from eqnet_core.training.losses import check_finite
 from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.starting import (
     NO_START,
@@ -62,8 +63,8 @@ def train_supernet(
 
     Raises:
         TrainingError: no float weights, or the folder holds a run with other settings, or with fewer epochs
-            whose rates had begun to fall without a plateau; or `start_run` or one of `teacher_runs` lacks
-            what is taken from it.
+            whose rates had begun to fall without a plateau; or a loss is not finite; or `start_run` or one of
+            `teacher_runs` lacks what is taken from it.
     """
     # The highest bits are as good as the float network lets them be: what it saw must not be held out here.
     check_origins(float_weights.parent, {"data": data.digest})
@@ -114,7 +115,11 @@ def train_supernet(
     for step in progress:
         totals += steps.take(step, *batches.at(step))
         seen += 1
-        if (step + 1) % batches.steps_per_epoch == 0:
+        epoch_ends = (step + 1) % batches.steps_per_epoch == 0
+        due = run.checkpoint_due(settings.checkpoint_seconds) or step + 1 in (steps.plateau_end, steps.total)
+        if epoch_ends or due:
+            check_finite(totals, step)
+        if epoch_ends:
             means = [round(float(value), 4) for value in totals.cpu() / seen]
             speed = seen * settings.batch_size / (time.perf_counter() - began)
             accuracies = held_out_accuracies(
@@ -135,7 +140,7 @@ def train_supernet(
             progress.set_postfix(H=means[1], R=means[3], L=means[5])
             totals.zero_()
             seen, began = 0, time.perf_counter()
-        if run.checkpoint_due(settings.checkpoint_seconds) or step + 1 in (steps.plateau_end, steps.total):
+        if due:
             run.checkpoint({**steps.state(), "step": step + 1})
         if step + 1 == steps.plateau_end:
             run.keep_plateau()

@@ -88,7 +88,9 @@ class LeasedBuilds:
     async def _build(self, claim: Claim, state: dict[str, Any]) -> dict[str, Any]:
         if claim.attempt > MAX_ATTEMPTS:
             self._pool.cancel_reservation()
-            return _failed("builder-died", f"{MAX_ATTEMPTS} builders ended over this build; ask again")
+            return _failed(
+                "builder-died", f"{MAX_ATTEMPTS} servers or workers ended over this build; ask again"
+            )
         try:
             return await self._pool.run(
                 {"id": claim.stored.id, "order": claim.stored.order},

@@ -45,6 +45,14 @@ def test_variables_are_settings_and_shared(services: dict[str, Any]) -> None:
     assert services["api"]["volumes"] == services["worker"]["volumes"]
 
 
+def test_a_bucket_s_credentials_reach_who_uses_it(services: dict[str, Any]) -> None:
+    wanted = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
+    for name in ("api", "worker"):
+        # Without a value: Compose then passes the variable on, if there is one.
+        passed = {key for key, value in services[name]["environment"].items() if value is None}
+        assert wanted <= passed, name
+
+
 def test_containers_have_no_rights(services: dict[str, Any]) -> None:
     for name in services:
         assert services[name]["read_only"], name

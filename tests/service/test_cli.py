@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from service.cli import main
+from service.client import Client
 from service.settings import Settings
 
 Server = Any
@@ -49,6 +50,40 @@ def test_only_the_named_files_are_asked_for(server: Server, capsys: pytest.Captu
     assert [file["name"] for file in record["artifacts"]] == sorted(named)
     assert main(["subnet", "--url", server.url, "--device", "tensorrt", "--artifacts", "model.bin"]) == 1
     assert "/artifacts/0" in capsys.readouterr().err
+
+
+def test_every_option_of_a_subnet_is_part_of_the_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def subnet(_: Client, **request: Any) -> dict[str, Any]:
+        asked.append(request)
+        return {}
+
+    monkeypatch.setattr(Client, "subnet", subnet)
+    (tmp_path / "p.json").write_text('{"weight_bits": [8]}')
+    options = {
+        "supernet": "mine",
+        "seed": "7",
+        "weight-bits": "3.5",
+        "activation-bits": "4",
+        "model-bytes": "150000",
+        "artifacts": "report.json",
+    }
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    assert main(["subnet", "--profile", str(tmp_path / "p.json"), *given]) == 0
+    assert main(["subnet", "--device", "tensorrt"]) == 0
+    assert asked == [
+        {
+            "profile": {"weight_bits": [8]},
+            "supernet": "mine",
+            "search": {"seed": 7},
+            "budget": {"weight_bits": 3.5, "activation_bits": 4.0, "model_bytes": 150_000},
+            "artifacts": ["report.json"],
+        },
+        {"device": "tensorrt", "search": {"seed": 0}, "budget": {}},
+    ]
 
 
 def test_a_problem_is_one_message(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

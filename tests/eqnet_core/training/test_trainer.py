@@ -62,6 +62,18 @@ def test_shares_decays_and_weights_are_checked(wrong: dict[str, Any]) -> None:
         SupernetSettings(**wrong)
 
 
+def test_a_training_that_diverges_ends_and_keeps_nothing_of_it(
+    digits: ImageData, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        pretrain(digits, tmp_path / "float", replace(FLOAT, learning_rate=1e30, epochs=3), CPU)
+    diverging = replace(SUPERNET, learning_rate=1e30, epochs=3)
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        train_supernet(digits, trained / "float" / "float.safetensors", tmp_path / "supernet", diverging, CPU)
+    kept = {file.name for stage in ("float", "supernet") for file in (tmp_path / stage).iterdir()}
+    assert not kept & {"float.safetensors", "supernet.safetensors"}
+
+
 def test_mixed_batches_train_both_networks(digits: ImageData, tmp_path: Path) -> None:
     weights = pretrain(digits, tmp_path / "float", replace(FLOAT, cutmix=1.0), CPU)
     mixed = train_supernet(digits, weights, tmp_path / "mixed", replace(SUPERNET, cutmix=1.0), CPU)

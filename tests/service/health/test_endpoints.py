@@ -1,4 +1,4 @@
-"""`/health` and `/metrics` of a real server; of one that is not ready, see test_faults.py."""
+"""`/health` and `/metrics` of a real server; of one that is not ready, see tests/service/faults/."""
 
 import httpx
 
