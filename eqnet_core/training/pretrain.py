@@ -36,11 +36,12 @@ class PretrainSettings:
             "members"; None for labels alone.
         guidance: share of the teacher's logits in the loss, [0, 1]; the rest are labels.
         temperature: of the teacher's and the student's logits, as in `guided_loss`.
-        cutmix: share of the batches that are mixed, [0, 1].
+        cutmix: share of the batches that are mixed, [0, 1]. BatchNorm's statistics are then estimated anew
+            in the end, from 4,096 augmented training images that are whole. The log has those of mixed ones.
         start: which network's weights it began with, and that one's settings; None for random ones.
         start_share: share of those weights in the result, [0, 1): they are interpolated once training has
             ended (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903), and BatchNorm's statistics estimated anew
-            from 4,096 augmented training images. The log has the rest alone.
+            too. The log has the rest alone.
         precision: of convolutions and linear layers, the teacher's too; accuracies are those of float32.
     """
 
@@ -167,7 +168,9 @@ def pretrain(
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.lerp_(started[name].to(device), settings.start_share)
+    if settings.start_share or settings.cutmix:
         # Of mixed weights, BatchNorm's statistics are no mixture; and a bundle, to begin with, has none.
+        # Mixed images have other ones than the whole images that are to be classified.
         update_bn(calibration_batches(data, images=4096, seed=settings.seed, index=0, device=device), model)
     write_atomically(result, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
     return result

@@ -158,7 +158,7 @@ def test_a_build_may_take_longer_than_an_answer_in_general(monkeypatch: pytest.M
     class Building(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             preferred.append(self.headers["Prefer"])
-            time.sleep(0.6)
+            time.sleep(3)
             self.answer("building")
 
         def do_GET(self) -> None:
@@ -173,7 +173,7 @@ def test_a_build_may_take_longer_than_an_answer_in_general(monkeypatch: pytest.M
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Building) as building:
         threading.Thread(target=building.serve_forever, daemon=True).start()
-        with Client(f"http://127.0.0.1:{building.server_port}", timeout=0.2) as client:
+        with Client(f"http://127.0.0.1:{building.server_port}", timeout=2) as client:
             assert client.subnet(device="fpga-mixed", wait=600)["status"] == "ready"
         building.shutdown()
     assert preferred == ["wait=30"]

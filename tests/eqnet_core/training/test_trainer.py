@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch.optim.swa_utils import update_bn
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.training.batches import Batches, seeded
+from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.starting import float_network
 from eqnet_core.training.subnets import sandwich
 from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.supernet_steps import backward_through, rate_factor
@@ -81,6 +83,18 @@ def test_mixed_batches_train_both_networks(digits: ImageData, tmp_path: Path) ->
     assert (load_file(mixed)["fc.weight"] != load_file(plain)["fc.weight"]).any()
     first = json.loads((tmp_path / "mixed" / "log.jsonl").read_text().splitlines()[0])
     assert all(0 <= accuracy <= 1 for accuracy in first["accuracy"].values())
+
+
+def test_statistics_are_of_whole_images_after_training_on_mixed_ones(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    weights = pretrain(digits, tmp_path, replace(FLOAT, cutmix=1.0), CPU)
+    model = float_network(digits, weights, "resnet20")
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    update_bn(calibration_batches(digits, images=4096, seed=FLOAT.seed, index=0, device=CPU), model)
+    assert kept
+    for name, buffer in kept.items():
+        assert torch.equal(model.get_buffer(name), buffer), name
 
 
 def test_subnet_weights_scale_what_each_subnet_adds_to_the_gradient(digits: ImageData, trained: Path) -> None:

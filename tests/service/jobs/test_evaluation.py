@@ -65,6 +65,10 @@ def test_other_files_are_told(tmp_path: Path, arrays: dict[str, Any]) -> None:
         EvaluationSet.open(tmp_path / "data.npz", limit=10)
 
 
+def test_no_more_than_the_limit_are_measured(evaluation_data: Path) -> None:
+    assert len(EvaluationSet.open(evaluation_data, limit=7).images) == 7
+
+
 def test_files_that_cannot_be_read_are_told(tmp_path: Path, subtests: pytest.Subtests) -> None:
     path = tmp_path / "data.npz"
     np.savez_compressed(path, x_test=np.zeros((4, 3, 8, 8), np.uint8), y_test=np.zeros(4, np.int64))

@@ -13,7 +13,7 @@ from service.settings import Settings
 
 READ, READ_KEY = ApiKey.make(name="reader", scope=Scope.READ)
 BUILD, BUILD_KEY = ApiKey.make(name="builder", scope=Scope.BUILD)
-SLOW, SLOW_KEY = ApiKey.make(name="slow", scope=Scope.READ, rate=1.0)
+SLOW, SLOW_KEY = ApiKey.make(name="slow", scope=Scope.READ, rate=0.01)
 ENTRIES = ",".join(key.to_entry() for key in (READ, BUILD, SLOW))
 DEVICES = "/devices/tensorrt"
 
@@ -128,15 +128,15 @@ def test_no_spelling_of_a_path_gets_around_the_keys(guarded: App, path: str) -> 
 
 def test_each_key_has_its_rate(guarded: App) -> None:
     answers = [guarded.get(DEVICES, **bearer(SLOW_KEY)) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
-    assert answers[-1].headers["retry-after"] == "1"
+    assert [answer.status_code for answer in answers] == [200, 429, 429, 429]
+    assert 1 < int(answers[-1].headers["retry-after"]) <= 100
     assert answers[-1].json()["type"] == "urn:eqnet:problem:rate-limited"
     assert guarded.get(DEVICES, **bearer(READ_KEY)).status_code == 200
 
 
 def test_without_keys_each_address_has_the_rate_of_the_service(tmp_path: Path) -> None:
-    app = App(Settings(data_dir=tmp_path, rate_limit=1.0))
-    assert [app.get(DEVICES).status_code for _ in range(3)] == [200, 200, 429]
+    app = App(Settings(data_dir=tmp_path, rate_limit=0.01))
+    assert [app.get(DEVICES).status_code for _ in range(3)] == [200, 429, 429]
     assert app.get("/health/live").status_code == 200
 
 
