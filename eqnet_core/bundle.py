@@ -337,7 +337,8 @@ def _read_document(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / DOCUMENT).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        if aside := sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.old")):
+        aside = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
+        if aside and not folder.exists():
             raise BundleError(
                 f"no bundle in {folder}: replacing it was cut short; "
                 f"rename {aside[-1].name}, the one before, to {folder.name}"
