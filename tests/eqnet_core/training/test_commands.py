@@ -3,12 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from eqnet_core.supernet import Supernet
 from eqnet_core.training import commands
+from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.commands import main
+from eqnet_core.training.forward import Precision
+from eqnet_core.training.pretrain import PretrainSettings
+from eqnet_core.training.subnets import RandomBits
+from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained, save_trained, supernet_digest
 
 
@@ -72,3 +78,72 @@ def test_a_fit_that_is_killed_leaves_no_quality_of_the_one_before(
     assert not quality.exists()
     commands._fit(tmp_path, 0)
     assert json.loads(quality.read_text()) == {"new": 1}
+
+
+SHARED = {
+    "architecture": "airbench94",
+    "epochs": 3,
+    "batch_size": 16,
+    "learning_rate": 0.125,
+    "guidance": 0.75,
+    "temperature": 2.0,
+    "start_share": 0.25,
+    "cutmix": 0.375,
+    "seed": 7,
+    "precision": Precision.BFLOAT16,
+}
+OWN = {
+    "step_size_learning_rate": 0.0625,
+    "zero_point_learning_rate": 0.03125,
+    "averaging": 0.5,
+    "cooldown": 0.875,
+    "random_bits": RandomBits.SPREAD,
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "function", "expected"),
+    [
+        (
+            "pretrain",
+            "pretrain",
+            PretrainSettings(**SHARED, sizes=ImageSizes(stages=((16, 2),)), compile=False),
+        ),
+        (
+            "supernet",
+            "train_supernet",
+            SupernetSettings(
+                **SHARED,
+                **OWN,
+                subnet_weights=(2, 1, 0.5),
+                sizes=ImageSizes(stages=((16, 2),)),
+                compile=False,
+            ),
+        ),
+    ],
+)
+def test_every_option_of_a_training_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    digits_file: Path,
+    stage: str,
+    function: str,
+    expected: PretrainSettings | SupernetSettings,
+) -> None:
+    called: list[tuple[Any, ...]] = []
+
+    def train(*arguments: Any, **named: Any) -> Path:
+        called.append((*arguments, named))
+        return tmp_path
+
+    monkeypatch.setattr(commands, function, train)
+    values = SHARED | (OWN if stage == "supernet" else {})
+    options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    if stage == "supernet":
+        options += ["--subnet-weights", "2", "1", "0.5"]
+    asked = [stage, "--run", str(tmp_path), "--data", str(digits_file), "--held-out", "64", *options]
+    main([*asked, "--no-compile", "--sizes", "16x2", "--start", "begun", "--teacher", "one", "two"])
+    ((data, *_, given, _, named),) = called
+    assert given == expected
+    assert named == {"start_run": Path("begun"), "teacher_runs": [Path("one"), Path("two")]}
+    assert len(data.held_out.labels) == 64
