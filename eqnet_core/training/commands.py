@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eqnet_core.bundle import Bundle, add_ranges, write_bundle
+from eqnet_core.bundle import Bundle
+from eqnet_core.bundle_writer import add_ranges, write_bundle
 from eqnet_core.errors import EqnetError, TrainingError
 from eqnet_core.export.template import trace_float_graph
 from eqnet_core.files import write_atomically

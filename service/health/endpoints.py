@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -51,31 +52,27 @@ async def ready(state: State) -> Ready:
     ]
     if not supernets.factories:
         reasons.append("no supernet is loaded")
-    reasons += filter(None, await asyncio.gather(_store_fault(state), _artifacts_fault(state)))
+    faults = await asyncio.gather(
+        _fault("the store", state.store.check()),
+        _fault("the artifact store", asyncio.to_thread(state.artifacts.check)),
+    )
+    reasons += filter(None, faults)
     if reasons:
         raise ProblemError(503, "not-ready", "; ".join(reasons), headers={"Retry-After": "2"})
     return _ready(state)
 
 
-async def _store_fault(state: ServiceState) -> str | None:
+async def _fault(store: str, look: Awaitable[None]) -> str | None:
+    """What is wrong with a store, if anything."""
     try:
         async with asyncio.timeout(_PATIENCE):
-            await state.store.check()
-    except TimeoutError:
-        return f"the store does not answer within {_PATIENCE:g} s"
+            await look
+    except TimeoutError:  # an OSError too
+        return f"{store} does not answer within {_PATIENCE:g} s"
     except StoreUnavailableError as error:
         return str(error)
-    return None
-
-
-async def _artifacts_fault(state: ServiceState) -> str | None:
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await asyncio.to_thread(state.artifacts.check)
-    except TimeoutError:  # an OSError too
-        return f"the artifact store does not answer within {_PATIENCE:g} s"
     except OSError as error:
-        return f"the artifact store cannot be used: {error}"
+        return f"{store} cannot be used: {error}"
     return None
 
 

@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 import torch
 
-from eqnet_core.bundle import GRAPH, SUPERNET, Bundle, write_bundle
+from eqnet_core.bundle import GRAPH, SUPERNET, Bundle
+from eqnet_core.bundle_writer import write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.devices import load_catalogue
 from eqnet_core.errors import (

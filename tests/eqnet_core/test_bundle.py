@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqnet_core.bundle import Bundle, add_ranges, shipped_bundles, write_bundle
+from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.bundle_writer import add_ranges, write_bundle
 from eqnet_core.errors import BundleError
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.ranges import TensorRanges

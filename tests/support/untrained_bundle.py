@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqnet_core.bundle import add_ranges, write_bundle
+from eqnet_core.bundle_writer import add_ranges, write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.export.plan import plan_integers
 from eqnet_core.export.template import trace_float_graph

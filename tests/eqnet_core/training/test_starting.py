@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from eqnet_core.bundle import Bundle, shipped_bundles, write_bundle
+from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.bundle_writer import write_bundle
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.batches import ImageSizes, calibration_batches
 from eqnet_core.training.data import ImageData
