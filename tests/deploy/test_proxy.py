@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import free_port
+
 CONFIGURATION = Path(__file__).parents[2] / "docker" / "nginx.conf"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

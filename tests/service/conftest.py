@@ -28,6 +28,7 @@ from eqnet_core.space import BIT_WIDTHS, SearchSpace
 from eqnet_core.statistics import TABLE_ROWS, StatisticsPredictor, find_owners
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
+from tests.support.servers import free_port
 
 INPUT = InputSpec(shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 CLASSES = tuple(f"class {k}" for k in range(10))
@@ -164,12 +165,6 @@ def until() -> Callable[..., Any]:
 
 
 Serve = Callable[..., Server]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

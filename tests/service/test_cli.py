@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from service.cli import main
 from service.client import Client
 from service.settings import Settings
+from tests.support.servers import answering
 
 Server = Any
 
@@ -130,24 +129,8 @@ def test_what_is_no_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_no_service_is_told(
     command: list[str], status: int, body: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{other.server_port}"
+    with answering(body, status=status) as url:
         assert main([*command, "--url", url]) == 1
-        other.shutdown()
     told = capsys.readouterr().err
     assert f"eqnet: what answers at {url}" in told
     assert "is no EQ-Net service" in told

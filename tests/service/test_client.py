@@ -18,6 +18,7 @@ import pytest
 
 from service.cli import main
 from service.client import Client, ServiceError
+from tests.support.servers import answering
 
 Server = Any
 
@@ -179,43 +180,20 @@ def test_a_build_may_take_longer_than_an_answer_in_general(monkeypatch: pytest.M
     assert preferred == ["wait=30"]
 
 
-@contextmanager
-def answering(document: Any, headers: list[Any], **answer: str) -> Iterator[str]:
-    """The URL of a server that always answers `document`, with the `answer` headers, and notes `headers`."""
-
-    class Always(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            headers.append(self.headers)
-            content = json.dumps(document).encode()
-            self.send_response(200)
-            for name, value in {"Content-Length": str(len(content)), **answer}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET  # noqa: N815
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Always) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def test_a_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    headers: list[Any] = []
-    with answering({"devices": []}, headers) as url:
+    asked: list[Any] = []
+    with answering('{"devices": []}', asked=asked) as url:
         with Client(url, api_key="k-1") as client:
             client.devices()
         monkeypatch.setenv("EQNET_API_KEY", " k-2\n")
         assert main(["devices", "--url", url]) == 0
-    assert [sent["Authorization"] for sent in headers] == ["Bearer k-1", "Bearer k-2"]
+    assert [sent["Authorization"] for sent in asked] == ["Bearer k-1", "Bearer k-2"]
 
 
 def test_a_failed_build_is_raised() -> None:
     problem = {"type": "urn:eqnet:problem:proof", "status": 500, "detail": "it differs"}
     with (
-        answering({"id": "1", "status": "failed", "problem": problem}, []) as url,
+        answering(json.dumps({"id": "1", "status": "failed", "problem": problem})) as url,
         Client(url) as client,
         pytest.raises(ServiceError, match="it differs") as raised,
     ):
@@ -226,7 +204,7 @@ def test_a_failed_build_is_raised() -> None:
 def test_an_artifact_with_another_digest_is_not_handed_out() -> None:
     digest = base64.b64encode(hashlib.sha256(b"another").digest()).decode()
     with (
-        answering({}, [], Content_Digest=f"sha-256=:{digest}:") as url,
+        answering("{}", headers={"Content-Digest": f"sha-256=:{digest}:"}) as url,
         Client(url) as client,
         pytest.raises(ValueError, match="damaged on the way"),
     ):

@@ -11,6 +11,7 @@ import pytest
 from service.subnets import artifacts
 from service.subnets.artifacts import ArtifactStore, StoredFile
 from service.subnets.checked_file import BLOCK, DamagedArtifactError
+from tests.support.servers import free_port
 
 SUBNET = "0123456789abcdef" * 2
 
@@ -20,9 +21,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of a server that speaks S3, by its URL."""
     s3fs = pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
     pytest.importorskip("moto", reason="there is no S3 server to test against")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (tmp_path_factory.mktemp("s3") / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log
