@@ -31,7 +31,7 @@ from qonnx.util.cleanup import cleanup_model
 
 from eqnet_core.export.proof import natural_images
 from eqnet_core.factory import Factory
-from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SubnetConfiguration, Symmetry
+from eqnet_core.space import FORMS, QuantizationForm, SubnetConfiguration, Symmetry
 
 BATCH = 50
 Images = NDArray[np.float32]
@@ -187,7 +187,7 @@ def _configurations(
     space = factory.bundle.space
     for width in bits:
         yield space.uniform(form, width), str(width)
-    mixed = tuple(np.resize(np.array(BIT_WIDTHS), len(space.searchable)).tolist())
+    mixed = tuple(np.resize(np.array(space.bit_widths), len(space.searchable)).tolist())
     yield (
         SubnetConfiguration(
             form=form,
@@ -195,7 +195,7 @@ def _configurations(
             activation_bits=mixed[::-1],
             narrow_range=form.weight_symmetry is Symmetry.SYMMETRIC,
         ),
-        "2 to 8 mixed",
+        f"{min(mixed)} to {max(mixed)} mixed",
     )
 
 

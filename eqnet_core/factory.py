@@ -106,7 +106,7 @@ class Factory:
         `progress` is told the fraction of the search that is done.
 
         Raises:
-            InvalidProfileError: pins that the device or the network does not have.
+            InvalidProfileError: pins or bits that the device or the network does not have.
             InfeasibleBudgetError: no subnet meets the budget.
         """
         return search(

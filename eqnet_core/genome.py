@@ -146,9 +146,12 @@ def build_genome(
     highest bits.
 
     Raises:
-        InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept.
+        InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept or
+            the network does not have.
         InfeasibleBudgetError: no subnet meets the budget; says which one is nearest.
     """
+    _check_pins(costs.space, profile, pins)
+    profile = _shared(costs.space, profile)
     options = _options(costs.space, profile, pins)
     free = _tables(costs, profile, options)
     _check_feasible(free, costs, budget, pinned=bool(pins))
@@ -189,11 +192,27 @@ def limit_genome(genome: Genome, costs: CostModel, budget: Budget) -> Genome:
     return replace(genome, limits=limits, operations_limit=operations_limit)
 
 
+def _shared(space: SearchSpace, profile: DeviceProfile) -> DeviceProfile:
+    """The profile with the bits that the network has too."""
+    weight_bits, activation_bits = (
+        tuple(value for value in bits if value in space.bit_widths)
+        for bits in (profile.weight_bits, profile.activation_bits)
+    )
+    violations = [
+        Violation(f"/profile/{side}/bits", f"this supernet has none of them: {space.bits_advice}")
+        for side, bits in (("weight", weight_bits), ("activation", activation_bits))
+        if not bits
+    ]
+    if violations:
+        reasons = "; ".join(f"{v.pointer} {v.detail}" for v in violations)
+        raise InvalidProfileError(f"no subnet is for this device: {reasons}", violations=violations)
+    return replace(profile, weight_bits=weight_bits, activation_bits=activation_bits)
+
+
 _Options = list[list[list[tuple[int, int]]]]  # side, layer -> (emitted, effective) bits, ascending
 
 
 def _options(space: SearchSpace, profile: DeviceProfile, pins: Mapping[str, LayerPin]) -> _Options:
-    _check_pins(space, profile, pins)
     sides: _Options = [[], []]
     for layer in space.searchable:
         pin = pins.get(layer.name, LayerPin())
@@ -220,16 +239,18 @@ def _check_pins(space: SearchSpace, profile: DeviceProfile, pins: Mapping[str, L
         if name not in layers:
             violations.append(Violation(pointer, f"no such layer: use one of {', '.join(layers)}"))
             continue
-        searchable = layers[name].searchable
-        for key, accepted in (
-            ("weight_bits", profile.weight_bits if searchable else (FIXED_BITS,)),
-            ("activation_bits", profile.activation_bits if searchable else (FIXED_BITS,)),
-        ):
-            value = getattr(pin, key)
-            if value is not None and value not in accepted:
-                reason = "the device accepts" if searchable else "the first and the last layer always have"
-                listed = ", ".join(map(str, accepted))
-                violations.append(Violation(f"{pointer}/{key}", f"is {value}, but {reason} {listed} bits"))
+        for key, value in pin.to_json().items():
+            accepted: dict[str, tuple[int, ...]] = {"the first and the last layer always have": (FIXED_BITS,)}
+            if layers[name].searchable:
+                accepted = {
+                    "the device accepts": getattr(profile, key),
+                    "this supernet has": space.bit_widths,
+                }
+            violations += [
+                Violation(f"{pointer}/{key}", f"is {value}, but {who} {', '.join(map(str, bits))} bits")
+                for who, bits in accepted.items()
+                if value is not None and value not in bits
+            ]
     if violations:
         reasons = "; ".join(f"{v.pointer} {v.detail}" for v in violations)
         raise InvalidProfileError(f"layers cannot be pinned like this: {reasons}", violations=violations)

@@ -61,7 +61,8 @@ def check_feasible(
     """Return if some subnet meets the request; takes no search. JSON pointers are those of `POST /subnets`.
 
     Raises:
-        InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept.
+        InvalidProfileError: a pinned layer that does not exist, or bits that the device does not accept
+            or the network does not have.
         InfeasibleBudgetError: no subnet meets the budget; `nearest` has the same bounds, each raised only as
         far as needed, and the same request with it is feasible.
     """

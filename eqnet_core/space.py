@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from eqnet_core.errors import InvalidConfigurationError, Violation
 
 BIT_WIDTHS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-"""Every bit-width a searchable layer can have, for weights and activations alike."""
+"""Every bit-width there is, for weights and activations alike; `SearchSpace.bit_widths` are a network's."""
 
 _KNOWN_BITS = frozenset(BIT_WIDTHS)
+
+DEPTHWISE = "depthwise_conv"
+"""The `LayerSpec.kind` of a convolution whose every channel has a filter of its own."""
 
 FIXED_BITS = 8
 """Bit-width of the first and the last layer, which are not searched."""
@@ -76,10 +79,10 @@ FORMS: tuple[QuantizationForm, ...] = tuple(
 class LayerSpec:
     """What search, cost and prediction need to know of one quantised layer; no tensors.
 
-    `weights` counts weight elements, `inputs` the elements of one image's input feature map (batch of 1),
-    `macs` multiply-accumulates for one image. `nonnegative` says that the input is never negative (after a
-    ReLU), so that its codes are unsigned. `float_parameters` counts the float32 values that stay beside the
-    integers: bias, and scale and shift of the BatchNorm that follows.
+    `kind` is `conv`, `depthwise_conv` or `linear`. `weights` counts weight elements, `inputs` the elements of
+    one image's input feature map (batch of 1), `macs` multiply-accumulates for one image. `nonnegative` says
+    that the input is never negative (after a ReLU), so that its codes are unsigned. `float_parameters` counts
+    the float32 values that stay beside the integers: bias, and scale and shift of the BatchNorm that follows.
     """
 
     name: str
@@ -158,6 +161,16 @@ class SearchSpace:
         """The layers whose bit-widths are chosen: all but the first and the last."""
         return tuple(layer for layer in self.layers if layer.searchable)
 
+    @cached_property
+    def bit_widths(self) -> tuple[int, ...]:
+        """What a searchable layer can have: 2..8 bits, 3..8 in a network with depthwise convolutions.
+
+        As in EQ-Net (Table 1): a depthwise filter has few weights, and nothing adds up over channels what 2
+        bits make of them, so such subnets would only disturb the others in training.
+        """
+        depthwise = any(layer.kind == DEPTHWISE for layer in self.layers)
+        return BIT_WIDTHS[1:] if depthwise else BIT_WIDTHS
+
     def uniform(
         self,
         form: QuantizationForm,
@@ -178,12 +191,29 @@ class SearchSpace:
         )
 
     def check(self, configuration: SubnetConfiguration) -> None:
-        """Raise InvalidConfigurationError unless `configuration` has one entry per searchable layer."""
+        """Raise InvalidConfigurationError unless `configuration` has one entry per searchable layer, and no
+        bit-width that this network does not have."""
         if len(configuration.weight_bits) != len(self.searchable):
             raise InvalidConfigurationError(
                 f"the configuration has {len(configuration.weight_bits)} layers, the supernet has "
                 f"{len(self.searchable)} searchable ones: give bits for each of them, in order"
             )
+        if min((*configuration.weight_bits, *configuration.activation_bits), default=8) < self.bit_widths[0]:
+            violations = [
+                Violation(f"/layers/{position}/{which}", self.bits_advice)
+                for which in ("weight_bits", "activation_bits")
+                for position, bits in enumerate(getattr(configuration, which))
+                if bits not in self.bit_widths
+            ]
+            raise InvalidConfigurationError(
+                f"the supernet does not have these bits: {violations[0].pointer} {self.bits_advice}",
+                violations=violations,
+            )
+
+    @property
+    def bits_advice(self) -> str:
+        """What to say of other bit-widths."""
+        return f"must be one of {self.bit_widths[0]}..{self.bit_widths[-1]}"
 
     def effective_activation_bits(self, activation_bits: NDArray[Any], *, signed: bool) -> NDArray[Any]:
         """Bits that the activation codes really use, [..., L] over searchable layers.
@@ -303,17 +333,18 @@ def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> 
         if name not in expected or name in [other for other, _, _ in entries[:position]]
     ]
     violations += [
-        Violation(f"/layers/{position}/{which}", "must be one of 2..8")
+        Violation(f"/layers/{position}/{which}", space.bits_advice)
         for position, (_, *bits) in enumerate(entries)
         for which, value in zip(("weight_bits", "activation_bits"), bits, strict=True)
-        if value not in _KNOWN_BITS
+        if value not in space.bit_widths
     ]
     missing = [name for name in expected if name not in {name for name, _, _ in entries}]
     if missing:
         violations.append(Violation("/layers", f"no bits for {', '.join(missing)}"))
     if violations:
         raise InvalidConfigurationError(
-            "the configuration does not give every searchable layer its bits, 2..8, exactly once",
+            "the configuration does not give every searchable layer its bits exactly once: "
+            + "; ".join(f"{violation.pointer} {violation.detail}" for violation in violations[:3]),
             violations=violations,
         )
     ordered = sorted(entries, key=lambda entry: expected.index(entry[0]))

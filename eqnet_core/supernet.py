@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eqnet_core.errors import BundleError
 from eqnet_core.layers import ElasticConv2d, ElasticLayer, ElasticLinear, layer_setting
 from eqnet_core.models import build_model
-from eqnet_core.space import FIXED_BITS, LayerSpec, SearchSpace, SubnetConfiguration
+from eqnet_core.space import DEPTHWISE, FIXED_BITS, LayerSpec, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import BatchNorm, InputSpec, Subnet
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def trace_layers(model: nn.Module, images: Tensor) -> tuple[LayerSpec, ...]:
         specs.append(
             LayerSpec(
                 name=name,
-                kind="conv" if isinstance(module, nn.Conv2d) else "linear",
+                kind=_kind(module),
                 searchable=0 < position < len(quantised) - 1,
                 output_channels=channels,
                 weights=weight.numel(),
@@ -231,3 +231,9 @@ def trace_layers(model: nn.Module, images: Tensor) -> tuple[LayerSpec, ...]:
             )
         )
     return tuple(specs)
+
+
+def _kind(module: nn.Conv2d | nn.Linear) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return DEPTHWISE if 1 < module.groups == module.in_channels else "conv"

@@ -27,19 +27,20 @@ def _airbench(widths: tuple[int, int, int]) -> Architecture:
 
 
 def _torchvision(name: str) -> Architecture:
-    """A classification network of torchvision for 224 x 224 images, without dropout: a teacher and the
-    subnets that it guides see the same network.
+    """A classification network of torchvision for 224 x 224 images, without dropout of activations or whole
+    blocks: a teacher and the subnets that it guides see the same network.
     """
 
     def build(classes: int) -> nn.Module:
         try:
             # Only here: whoever loads a subnet of a ResNet-20 need not have torchvision.
             from torchvision.models import get_model
+            from torchvision.ops import StochasticDepth
         except ImportError as error:
             raise InvalidConfigurationError(f"{name} is torchvision's: install torchvision") from error
         model: nn.Module = get_model(name, weights=None, num_classes=classes)
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, nn.Dropout | StochasticDepth):
                 module.p = 0.0
         return model
 
@@ -51,7 +52,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "resnet20": Architecture(build=lambda classes: CifarResNet(3, classes), input_shape=(3, 32, 32)),
         "airbench94": _airbench((64, 256, 256)),
         "airbench95": _airbench((128, 384, 384)),
-        **{name: _torchvision(name) for name in ("resnet18", "resnet50", "mobilenet_v2")},
+        **{n: _torchvision(n) for n in ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")},
     }
 )
 

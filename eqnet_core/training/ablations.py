@@ -30,7 +30,7 @@ from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import train_supernet
 
 BITS = (2, 3, 4, 8)
-"""Uniform bit-widths of weights and activations that are compared."""
+"""Uniform bit-widths of weights and activations that are compared, where the network has them."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "EQ-Net's recipe": {},
@@ -66,7 +66,7 @@ class Ablation:
     def mean(self, bits: int, granularity: Granularity) -> float | None:
         """Average over the forms of one granularity; None where none was measured."""
         names = {form.name for form in FORMS if form.weight_granularity is granularity}
-        rows = [row[str(bits)] for form, row in self.accuracy.items() if form in names]
+        rows = [row[str(bits)] for form, row in self.accuracy.items() if form in names and str(bits) in row]
         return sum(rows) / len(rows) if rows else None
 
 
@@ -164,7 +164,7 @@ def _measure(
     found: dict[str, dict[str, float]] = {}
     for form in forms:
         row = found[form.name] = {}
-        for bits in BITS:
+        for bits in (bits for bits in BITS if bits in supernet.space.bit_widths):
             supernet.activate(supernet.space.uniform(form, bits))
             calibrate_batch_norm(supernet, calibration)
             row[str(bits)] = round(top1(supernet, held_out, labels), 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from eqnet_core.training.trained import load_trained, supernet_digest
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracySettings:
-    """Which uniform bit-widths are measured, over all forms, after calibration with this many images."""
+    """Which uniform bit-widths are measured, over all forms, after calibration with this many images; those
+    that the network does not have are left out."""
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     calibration_images: int = 2048
@@ -46,6 +47,7 @@ def measure_accuracies(
         another supernet.
     """
     supernet = load_trained(supernet_folder, data).to(device)
+    settings = replace(settings, bits=tuple(b for b in settings.bits if b in supernet.space.bit_widths))
     model = float_network(data, float_weights, supernet.architecture)
     origins = {
         "data": data.digest,

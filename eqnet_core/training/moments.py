@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.layers import ElasticConv2d
-from eqnet_core.space import BIT_WIDTHS, FORMS, SubnetConfiguration, Symmetry
+from eqnet_core.space import FORMS, SubnetConfiguration, Symmetry
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.statistics_fitting import OutputTables
@@ -121,7 +121,7 @@ def output_tables(supernet: Supernet, moments: Mapping[str, PatchMoments]) -> Ou
         for shape in [(WEIGHT_ROWS, len(layer.weight))]
     }
     done = set()
-    for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True)):
+    for form, bits, narrow_range in product(FORMS, space.bit_widths, (False, True)):
         if narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC:
             continue
         configuration = space.uniform(form, bits, narrow_range=narrow_range)

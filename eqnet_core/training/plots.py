@@ -106,12 +106,14 @@ def plot_ablations(ablations: Sequence[Ablation], target: Path) -> Path:
     for axes, granularity in zip(panels, Granularity, strict=True):
         for position, ablation in enumerate(ablations):
             means = [ablation.mean(bits, granularity) for bits in BITS]
-            if None not in means:
-                values = [100 * mean for mean in means if mean is not None]
+            points = {
+                str(bits): 100 * mean for bits, mean in zip(BITS, means, strict=True) if mean is not None
+            }
+            if points:
                 # ten colours, solid and then dashed, and the same in both panels
                 colour, style = f"C{position % 10}", "-" if position < 10 else "--"
                 [lines[ablation.name]] = axes.plot(
-                    [str(bits) for bits in BITS], values, style, color=colour, marker="o", markersize=3
+                    list(points), list(points.values()), style, color=colour, marker="o", markersize=3
                 )
         axes.set(title=granularity.replace("_", " "), xlabel="bits", ylabel="top-1 on held-out images, %")
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)

@@ -16,7 +16,7 @@ from torch import Tensor
 from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import margins
 from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace, SubnetConfiguration
+from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.training.batches import seeded
 from eqnet_core.training.calibrating import load_statistics
 from eqnet_core.training.collecting import Shard, Wanted, collect
@@ -174,8 +174,11 @@ def sample_subnets(
 
 def pilot_configurations(space: SearchSpace) -> list[SubnetConfiguration]:
     """The subnets that choose the panel: some uniform ones, the rest spread."""
-    uniform = [space.uniform(FORMS[3 * k % len(FORMS)], bits) for k, bits in enumerate((*BIT_WIDTHS[:4], 8))]
-    first = len(FORMS) * len(BIT_WIDTHS)  # the uniform ones come before
+    widths = space.bit_widths
+    uniform = [
+        space.uniform(FORMS[3 * k % len(FORMS)], bits) for k, bits in enumerate((*widths[:4], widths[-1]))
+    ]
+    first = len(FORMS) * len(widths)  # the uniform ones come before
     spread = [
         sample_configuration(space, index, seeded(_PILOT_SEED, "configurations", index))
         for index in range(first, first + _PILOT - len(uniform))

@@ -137,7 +137,7 @@ def _possible_rows(owner: int, space: SearchSpace) -> NDArray[np.int64]:
     """Weight rows of `owner`'s table that some configuration selects; a fixed layer has one bit-width."""
     configurations = [
         space.uniform(form, bits, narrow_range=narrow_range)
-        for form, bits, narrow_range in product(FORMS, BIT_WIDTHS, (False, True))
+        for form, bits, narrow_range in product(FORMS, space.bit_widths, (False, True))
         if not (narrow_range and form.weight_symmetry is Symmetry.ASYMMETRIC)
     ]
     return np.unique(table_rows(configurations, space)[:, owner, 0])

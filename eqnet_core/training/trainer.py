@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import Batches
 from eqnet_core.training.data import ImageData
@@ -34,9 +34,6 @@ from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.supernet_steps import SupernetSteps
 from eqnet_core.training.teacher import load_teacher
 from eqnet_core.training.trained import TENSORS, save_trained
-
-WATCHED = ((4, 2), (4, 4), (4, 8), (0, 2))
-"""Form index and uniform bits whose held-out accuracy is logged every epoch: per channel, and the hardest."""
 
 
 def train_supernet(
@@ -125,7 +122,7 @@ def train_supernet(
             accuracies = held_out_accuracies(
                 steps.result,
                 data,
-                [supernet.space.uniform(FORMS[form], bits) for form, bits in WATCHED],
+                _watched(supernet.space),
                 seed=settings.seed,
                 device=device,
                 limit=1000,
@@ -152,6 +149,12 @@ def train_supernet(
         )
     set_untrained_steps(result)
     return save_trained(folder, result)
+
+
+def _watched(space: SearchSpace) -> list[SubnetConfiguration]:
+    """Whose held-out accuracy is logged every epoch: some per channel, and the hardest."""
+    lowest = space.bit_widths[0]
+    return [space.uniform(FORMS[form], bits) for form, bits in ((4, lowest), (4, 4), (4, 8), (0, lowest))]
 
 
 @torch.no_grad()

@@ -166,6 +166,8 @@ def _bits(value: int | list[int], space: SearchSpace, pointer: str) -> tuple[int
         raise _invalid(
             pointer, f"has {len(bits)} entries: give one number, or {count}, one per searchable layer"
         )
+    if not set(bits).issubset(space.bit_widths):
+        raise _invalid(pointer, f"this supernet does not have these bits: {space.bits_advice}")
     return bits
 
 

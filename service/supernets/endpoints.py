@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from eqnet_core.bundle import Bundle
-from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, FORMS
+from eqnet_core.space import FIXED_BITS, FORMS
 from service.errors import problem_responses
 from service.state import State
 from service.supernets.schemas import SupernetList, SupernetSchema
@@ -44,7 +44,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
                 "name": layer.name,
                 "kind": layer.kind,
                 "searchable": layer.searchable,
-                "bits": list(BIT_WIDTHS) if layer.searchable else [FIXED_BITS],
+                "bits": list(bundle.space.bit_widths) if layer.searchable else [FIXED_BITS],
                 "output_channels": layer.output_channels,
                 "weights": layer.weights,
                 "inputs": layer.inputs,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from eqnet_core.cost import CostModel
 from eqnet_core.errors import InfeasibleBudgetError, InvalidProfileError
 from eqnet_core.genome import Genome, build_genome
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin
-from eqnet_core.space import Granularity, SearchSpace, Symmetry
+from eqnet_core.space import DEPTHWISE, Granularity, SearchSpace, Symmetry
 
 
 def profile(
@@ -149,6 +150,27 @@ def test_pins_that_cannot_be_kept_are_refused_where_they_are_wrong(tiny_space: S
         build_genome(costs=CostModel(tiny_space), profile=profile((4, 8), (2, 8)), budget=Budget(), pins=pins)
     pointers = [violation.pointer for violation in error.value.violations]
     assert pointers == ["/pinned/a~1b", "/pinned/b/weight_bits", "/pinned/stem/activation_bits"]
+
+
+def test_only_bits_that_the_network_has_are_chosen(tiny_space: SearchSpace) -> None:
+    stem, depthwise, *others = tiny_space.layers
+    costs = CostModel(SearchSpace((stem, replace(depthwise, kind=DEPTHWISE), *others)))
+
+    def built(weight_bits: tuple[int, ...], activation_bits: tuple[int, ...], **pins: LayerPin) -> Genome:
+        asked = profile(weight_bits, activation_bits)
+        return build_genome(
+            costs=costs, profile=asked, budget=Budget(weight_bits=8, activation_bits=8), pins=pins
+        )
+
+    genome = built((2, 3, 5), (2, 8))
+    assert set(genome.emitted.tolist()) == {3, 5, 8}
+    assert genome.choices == 2 ** len(costs.space.searchable)
+    with pytest.raises(InvalidProfileError) as refused:
+        built((2, 3), (2,))
+    assert [violation.pointer for violation in refused.value.violations] == ["/profile/activation/bits"]
+    assert "must be one of 3..8" in str(refused.value)
+    with pytest.raises(InvalidProfileError, match="is 2, but this supernet has 3, 4, 5, 6, 7, 8 bits"):
+        built((2, 3), (8,), a=LayerPin(weight_bits=2))
 
 
 @pytest.mark.parametrize("pinned", [False, True])

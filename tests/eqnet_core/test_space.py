@@ -1,10 +1,13 @@
 """Forms, configurations, their JSON and the predictor's encoding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from eqnet_core.errors import InvalidConfigurationError
 from eqnet_core.space import (
+    DEPTHWISE,
     FORMS,
     LayerSpec,
     QuantizationForm,
@@ -87,6 +90,22 @@ def test_nothing_is_rounded_or_taken_for_true() -> None:
     document["layers"][1]["weight_bits"] = 3.9
     with pytest.raises(InvalidConfigurationError, match="integer"):
         configuration_from_json(document, SPACE)
+
+
+def test_a_network_with_depthwise_convolutions_has_no_two_bits() -> None:
+    space = SearchSpace((*SPACE.layers[:2], replace(SPACE.layers[2], kind=DEPTHWISE), SPACE.layers[3]))
+    assert SPACE.bit_widths == (2, 3, 4, 5, 6, 7, 8)
+    assert space.bit_widths == (3, 4, 5, 6, 7, 8)
+    three = space.uniform(FORMS[5], 3)
+    assert configuration_from_json(configuration_to_json(three, space), space) == three
+    with pytest.raises(
+        InvalidConfigurationError, match=r"/layers/0/weight_bits must be one of 3\.\.8"
+    ) as caught:
+        space.encode([three, CONFIGURATION])
+    assert [violation.pointer for violation in caught.value.violations] == ["/layers/0/weight_bits"]
+    with pytest.raises(InvalidConfigurationError) as caught:
+        configuration_from_json(configuration_to_json(CONFIGURATION, SPACE), space)
+    assert [violation.pointer for violation in caught.value.violations] == ["/layers/0/weight_bits"]
 
 
 @pytest.mark.parametrize("key", ["granularity", "weight_symmetry", "activation_symmetry", "layers"])

@@ -9,10 +9,11 @@ import onnx
 import pytest
 import torch
 from torch.nn import Dropout
+from torchvision.ops import StochasticDepth
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.cost import CostModel
-from eqnet_core.errors import InvalidConfigurationError, ProofError
+from eqnet_core.errors import InvalidConfigurationError, ProofError, UnsupportedTargetError
 from eqnet_core.export.folding import IntegerSubnet
 from eqnet_core.export.integer_inspection import check_integer_file
 from eqnet_core.export.integer_proof import IntegerTolerance, prove_integer
@@ -68,6 +69,7 @@ def make_supernet(architecture: str, images: torch.Tensor) -> Supernet:
         ("resnet18", 21, 11_678_912, 1.814e9),
         ("resnet50", 54, 25_502_912, 4.089e9),
         ("mobilenet_v2", 53, 3_469_760, 0.301e9),
+        ("efficientnet_b0", 82, 5_236_192, 0.386e9),
     ],
 )
 def test_space_and_cost_are_the_networks(architecture: str, layers: int, weights: int, macs: float) -> None:
@@ -86,11 +88,12 @@ def test_space_and_cost_are_the_networks(architecture: str, layers: int, weights
     assert 5 < cost.compression < 8
 
 
-def test_mobilenet_is_trained_without_dropout() -> None:
+@pytest.mark.parametrize("architecture", ["mobilenet_v2", "efficientnet_b0"])
+def test_a_network_is_trained_without_dropout(architecture: str) -> None:
     """A teacher is in training mode, for BatchNorm, and the subnets of a step guide each other."""
-    assert not any(
-        module.p for module in build_model("mobilenet_v2", 4).modules() if isinstance(module, Dropout)
-    )
+    modules = list(build_model(architecture, 4).modules())
+    dropping = [module.p for module in modules if isinstance(module, Dropout | StochasticDepth)]
+    assert set(dropping) == {0.0}
 
 
 def test_mobilenets_activations_are_capped_or_have_a_sign() -> None:
@@ -101,6 +104,29 @@ def test_mobilenets_activations_are_capped_or_have_a_sign() -> None:
     assert len(capped) == 35
     assert all(tensor.cap == 6 and tensor.relu and tensor.nonnegative for tensor in capped)
     assert not plan.tensors["features.2.conv.2.output"].nonnegative  # a linear bottleneck
+
+
+def test_an_efficientnet_s_exact_files_are_proven_and_its_integer_file_refused() -> None:
+    """SiLU and squeeze-excitation: activations with a sign, sigmoids and products between layers."""
+    images = natural_images(INPUT, 2, seed=1)
+    tensors = torch.from_numpy(images)
+    supernet = make_supernet("efficientnet_b0", tensors)
+    graph = trace_float_graph("efficientnet_b0", INPUT.shape, len(CLASSES))
+    exact = ExactExporter("efficientnet_b0", INPUT, CLASSES, graph=graph)
+    loose = Tolerance(top1=0, mean=np.inf)  # random weights: the lock-step is what counts
+    for form, bits in ((4, 8), (7, 3)):
+        configuration = supernet.space.uniform(FORMS[form], bits)
+        supernet.activate(configuration)
+        subnet = supernet.extract(configuration, calibrate_batch_norm(supernet, [tensors]))
+        logits = simulate(build_module(subnet), images)
+        prove(exact.render(subnet, {}), subnet, images, expected=logits, tolerance=loose)
+        if form == 4:
+            dialect = runnable(exact.render_qonnx(subnet, {}))
+            prove(dialect, subnet, images, expected=logits, tolerance=loose, inspect=check_quants)
+    with pytest.raises(
+        UnsupportedTargetError, match=r"Sigmoid has no integer form here; ask for model\.onnx"
+    ):
+        plan_integers(graph)
 
 
 @pytest.mark.parametrize("architecture", ["airbench94", "mobilenet_v2"])
@@ -158,5 +184,7 @@ def assert_other_caps_are_noticed(file: bytes, integers: IntegerSubnet, plan: In
 
 
 def test_an_unknown_architecture_lists_those_there_are() -> None:
-    with pytest.raises(InvalidConfigurationError, match="mobilenet_v2, resnet18, resnet20, resnet50"):
+    with pytest.raises(
+        InvalidConfigurationError, match="efficientnet_b0, mobilenet_v2, resnet18, resnet20, resnet50"
+    ):
         build_model("resnet9000", 10)

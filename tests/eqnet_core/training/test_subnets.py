@@ -6,8 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqnet_core.space import FORMS, LayerSpec, SearchSpace, SubnetConfiguration
-from eqnet_core.training.subnets import RandomBits, sample_configuration, sandwich, spread_bits
+from eqnet_core.space import DEPTHWISE, FORMS, LayerSpec, SearchSpace, SubnetConfiguration
+from eqnet_core.training.subnets import (
+    RandomBits,
+    sample_configuration,
+    sandwich,
+    searched_configuration,
+    spread_bits,
+    spread_encodings,
+)
 
 SPACE = SearchSpace(
     tuple(
@@ -37,6 +44,22 @@ def test_sandwich_has_highest_random_and_lowest_bits_of_all_forms() -> None:
     assert {bits for _, random, _ in drawn for bits in random.weight_bits} == set(range(2, 9))
 
 
+def test_nothing_is_drawn_that_a_network_with_depthwise_convolutions_does_not_have() -> None:
+    space = SearchSpace((*SPACE.layers[:3], replace(SPACE.layers[3], kind=DEPTHWISE), *SPACE.layers[4:]))
+    generator = np.random.default_rng(0)
+    drawn = [sandwich(space, generator, random_bits) for random_bits in list(RandomBits)[:2] * 50]
+    assert {bits for _, _, lowest in drawn for bits in lowest.weight_bits + lowest.activation_bits} == {3}
+    assert {bits for _, random, _ in drawn for bits in random.weight_bits} == set(range(3, 9))
+    samples = [sample_configuration(space, index, generator) for index in range(100)]
+    assert {bits for sample in samples[:48] for bits in set(sample.weight_bits)} == set(range(3, 9))
+    assert len({(sample.form, sample.weight_bits) for sample in samples[:48]}) == 48
+    samples += [searched_configuration(space, FirstLayerMatters(), index, generator) for index in range(8)]
+    assert min(bits for sample in samples for bits in sample.weight_bits + sample.activation_bits) == 3
+    two_bits = spread_encodings(space, 200, generator)[:, 7::7]
+    assert not two_bits.any()
+    assert spread_encodings(SPACE, 200, generator)[:, 7::7].any()
+
+
 def test_random_bits_can_be_spread() -> None:
     generator = np.random.default_rng(0)
 
@@ -49,24 +72,24 @@ def test_random_bits_can_be_spread() -> None:
 
 
 def test_every_other_random_subnet_is_one_that_a_search_finds() -> None:
-    class FirstLayerMatters:
-        """Likes bits in the first searchable layer alone."""
-
-        def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-            best = SPACE.encode([SPACE.uniform(FORMS[0], 8)])[0]
-            return np.asarray(-np.abs(features[:, first] - best[first]).sum(1), dtype=np.float64)
-
-        def interval(self, accuracy: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-            return accuracy, accuracy
-
-    apart = SPACE.encode([SPACE.uniform(FORMS[0], 2), with_first_layer_at_8()])
-    first = np.flatnonzero(apart[0] != apart[1])
     generator = np.random.default_rng(0)
     predictor = FirstLayerMatters()
     drawn = [sandwich(SPACE, generator, RandomBits.SEARCHED, predictor)[1] for _ in range(60)]
     first_layer_at_8 = sum(subnet.weight_bits[0] == 8 for subnet in drawn)
     assert 20 < first_layer_at_8 < 50  # half of them, and those that are spread by chance
     assert {subnet.form for subnet in drawn} == set(FORMS)
+
+
+class FirstLayerMatters:
+    """A predictor that likes bits in the first searchable layer alone."""
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        lowest, best = SPACE.encode([SPACE.uniform(FORMS[0], 2), with_first_layer_at_8()])
+        first = np.flatnonzero(lowest != best)
+        return np.asarray(-np.abs(features[:, first] - best[first]).sum(1), dtype=np.float64)
+
+    def interval(self, accuracy: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return accuracy, accuracy
 
 
 def with_first_layer_at_8() -> SubnetConfiguration:
@@ -77,7 +100,7 @@ def with_first_layer_at_8() -> SubnetConfiguration:
 
 def test_averages_are_spread_evenly_and_near_their_target() -> None:
     generator = np.random.default_rng(0)
-    averages = np.array([spread_bits(18, generator).mean() for _ in range(1200)])
+    averages = np.array([spread_bits(SPACE, generator).mean() for _ in range(1200)])
     counts, _ = np.histogram(averages, bins=6, range=(2, 8))
     assert counts.min() > 150
     assert counts.max() < 250

@@ -28,6 +28,51 @@ def test_the_loaded_supernet_is_the_bundle(client: httpx.Client, bundle: Path) -
     assert len(listed["classes"]) == 10
 
 
+def test_a_supernet_with_depthwise_convolutions_has_no_two_bits(
+    serve: Any, bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundles" / "depthwise"
+    shutil.copytree(bundle, folder)
+    document = json.loads((folder / "bundle.json").read_text()) | {"name": "depthwise"}
+    document["layers"][3]["kind"] = "depthwise_conv"
+    (folder / "bundle.json").write_text(json.dumps(document))
+    weight = {"bits": [2], "granularity": "per_tensor", "symmetry": "symmetric"}
+    activation = {"bits": [2, 8], "symmetry": "symmetric"}
+    profile = {"weight": weight, "activation": activation}
+    device = {"device": "fpga-mixed"}
+    bits = device | {"weight_bits": 2, "activation_bits": 8}
+    axes = {f"{side}_symmetry": "symmetric" for side in ("weight", "activation")}
+    axes |= {"weight_granularity": "per_tensor", "weight_bits": "2"}
+    wanted = device | {"budget": {"weight_bits": 3.1}, "artifacts": ["report.json"]}
+    with serve(bundles=folder.parent).client() as client:
+        layers = client.get("/supernets/depthwise").json()["layers"]
+        assert {tuple(layer["bits"]) for layer in layers} == {(8,), (3, 4, 5, 6, 7, 8)}
+        built = client.post("/subnets", json=wanted, headers={"Prefer": "wait=500"})
+        assert built.status_code == 201
+        configuration = built.json()["configuration"]
+        assert min(layer["weight_bits"] for layer in configuration["layers"]) == 3
+        configuration["layers"][5]["weight_bits"] = 2
+        pinned = {"layer1.0.conv1": {"weight_bits": 2}}
+        for response, pointer in (
+            (client.get("/predict-accuracy", params=bits), "/weight_bits"),
+            (client.post("/predict-accuracy", json=[bits | {"weight_bits": 3}, bits]), "/1/weight_bits"),
+            (client.get("/pareto", params=axes), "/profile/weight/bits"),
+            (client.post("/subnets", json={"profile": profile}), "/profile/weight/bits"),
+            (
+                client.post("/subnets", json={"configuration": configuration}),
+                "/configuration/layers/5/weight_bits",
+            ),
+            (
+                client.post("/subnets", json=device | {"pinned": pinned}),
+                "/pinned/layer1.0.conv1/weight_bits",
+            ),
+        ):
+            assert response.status_code == 422, response.text
+            [error] = response.json()["errors"]
+            assert error["pointer"] == pointer
+            assert "3..8" in error["detail"] or "3, 4, 5, 6, 7, 8" in error["detail"]
+
+
 def test_an_unknown_supernet_is_404_and_names_what_there_is(client: httpx.Client) -> None:
     response = client.get("/supernets/resnet1000")
     assert response.status_code == 404
