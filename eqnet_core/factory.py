@@ -125,7 +125,7 @@ class Factory:
         with: as delivered, unless the bundle carries images, which then calibrate what is delivered.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
         """
         if not configurations:
             return Prediction(accuracy=np.empty(0), low=np.empty(0), high=np.empty(0))
@@ -137,7 +137,7 @@ class Factory:
         """What `configuration` costs.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
         """
         return self.costs.of(configuration)
 
@@ -145,7 +145,7 @@ class Factory:
         """What each of `configurations` costs, much faster than one by one.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
         """
         return self.costs.of_all(configurations)
 
@@ -191,7 +191,7 @@ class Factory:
         its entry, and the report says what it holds each layer in.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
             UnsupportedTargetError: an artifact that there is not, or a layer that `device` does not take.
             ProofError: the export differs from the simulation.
             BundleError: as `warm`.

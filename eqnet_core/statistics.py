@@ -81,7 +81,7 @@ class StatisticsPredictor:
         """BatchNorm module name -> (mean [C_b], variance [C_b] > 0), float32, of one subnet.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
             BundleError: fitted for another space.
         """
         encoding = space.encode([configuration])[0]

@@ -86,7 +86,7 @@ class Supernet(nn.Module):
         """Make `configuration` the one that `forward` computes; first and last layer stay at 8/8 bits.
 
         Raises:
-            InvalidConfigurationError: not one entry per searchable layer.
+            InvalidConfigurationError: not one entry per searchable layer, or bits that the network lacks.
         """
         self.space.check(configuration)
         bits = iter(zip(configuration.weight_bits, configuration.activation_bits, strict=True))

@@ -144,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
                 type=RandomBits,
                 default=settings.random_bits,
                 choices=list(RandomBits),
-                help="of a step's random subnet: each layer's by itself, averages spread evenly over 2..8, "
+                help="of a step's random subnet: each layer's by itself, averages spread evenly over all there are, "
                 "or half of them searched with the accuracy predictor of --start",
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)

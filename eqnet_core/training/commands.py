@@ -362,6 +362,7 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     if options.page:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.page, card_page(bundle).encode())
     print(f"wrote {options.out}, {bundle.digest}")
 
