@@ -78,6 +78,7 @@ def main() -> None:
 
 def configurations(space: SearchSpace, count: int, least_bits: int) -> list[tuple[str, SubnetConfiguration]]:
     """Half of them uniform (8, 6, 5, 4, 3, 2 bits in turn), the others mixed; `least_bits` in every layer."""
+    least_bits = max(least_bits, space.bit_widths[0])
     widths = [bits for bits in (8, 4, 3, 6, 2, 5) if bits >= least_bits]
     found = []
     generator = np.random.default_rng(0)

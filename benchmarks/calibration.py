@@ -40,7 +40,7 @@ DRAWS = {"4,096 images": (4096, 0), "1,024 others": (1024, 1)}
 def configurations(space: SearchSpace, count: int) -> list[SubnetConfiguration]:
     """`count` random subnets whose weights and activations have 3 bits or more on average, forms in turn."""
     found: list[SubnetConfiguration] = []
-    index = 56  # the first 56 are the uniform nets
+    index = 56  # uniform nets come before
     while len(found) < count:
         drawn = sample_configuration(space, index, seeded(SEED, "configurations", index))
         if min(np.mean(drawn.weight_bits), np.mean(drawn.activation_bits)) >= 3:

@@ -47,7 +47,7 @@ def main() -> None:
             activation_bits=BIT_WIDTHS,
             activation_symmetry=form.activation_symmetry,
         )
-        for budget in options.budgets:
+        for budget in (b for b in options.budgets if b >= factory.bundle.space.bit_widths[0]):
             found = factory.search(profile, Budget(weight_bits=budget, activation_bits=budget))
             build = factory.build(found.configuration)
             with tempfile.TemporaryDirectory() as folder:

@@ -52,8 +52,9 @@ Within = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 class Allocation(Problem):  # type: ignore[misc]
     """Bits of every gene as whole numbers, for pymoo."""
 
-    def __init__(self, objective: Objective, averages: Within, layers: int, bound: float) -> None:
-        super().__init__(n_var=2 * layers, n_obj=1, n_ieq_constr=2, xl=2, xu=8, vtype=int)
+    def __init__(self, objective: Objective, averages: Within, space: SearchSpace, bound: float) -> None:
+        genes, (lowest, *_, highest) = 2 * len(space.searchable), space.bit_widths
+        super().__init__(n_var=genes, n_obj=1, n_ieq_constr=2, xl=lowest, xu=highest, vtype=int)
         self._objective, self._averages, self._bound = objective, averages, bound
 
     def _evaluate(self, x: NDArray[Any], out: dict[str, Any], *_: Any, **__: Any) -> None:
@@ -75,13 +76,16 @@ def best_of_pymoo(problem: Allocation, *, population: int, evaluations: int, see
     return -np.inf if found.F is None else -float(found.F[0])
 
 
-def best_of_random(objective: Objective, averages: Within, layers: int, bound: float, count: int) -> float:
+def best_of_random(
+    objective: Objective, averages: Within, space: SearchSpace, bound: float, count: int
+) -> float:
     """The best of `count` random subnets within the budget, drawn around it."""
     generator = np.random.default_rng(0)
+    shape, (lowest, *_, highest) = (5000, 2, len(space.searchable)), space.bit_widths
     best, found = -np.inf, 0
     for _ in range(10_000):
         centre = generator.uniform(bound - 1.0, bound, size=(5000, 2, 1))
-        bits = np.clip(np.rint(centre + generator.normal(size=(5000, 2, layers))), 2, 8).astype(np.int64)
+        bits = np.clip(np.rint(centre + generator.normal(size=shape)), lowest, highest).astype(np.int64)
         bits = bits[(averages(bits) <= bound).all(axis=1)][: count - found]
         if len(bits):
             best = max(best, float(objective(bits).max()))
@@ -94,7 +98,7 @@ def best_of_random(objective: Objective, averages: Within, layers: int, bound: f
 def compare(bundle: Bundle, form: QuantizationForm, seeds: int) -> bool:
     """Print the table; whether the search is good enough at every budget."""
     space: SearchSpace = bundle.space
-    predictor, costs, layers = bundle.predictor(), CostModel(bundle.space), len(bundle.space.searchable)
+    predictor, costs = bundle.predictor(), CostModel(bundle.space)
     profile = DeviceProfile(
         weight_bits=BIT_WIDTHS,
         weight_granularity=form.weight_granularity,
@@ -124,20 +128,26 @@ def compare(bundle: Bundle, form: QuantizationForm, seeds: int) -> bool:
 
     points = {
         point.budget.weight_bits: point.predicted_accuracy
-        for point in front(space=space, predictor=predictor, costs=costs, profile=profile)
+        for point in front(
+            space=space,
+            predictor=predictor,
+            costs=costs,
+            profile=profile,
+            points=4 * (space.bit_widths[-1] - space.bit_widths[0]) + 1,
+        )
     }
     print(f"{bundle.name}, {form.name}, {evaluations} predictions")
     print(f"{'budget':<8}{'search':>9}{'best seed':>11}{'10 x':>9}{'front':>9}{'random':>9}{'pymoo':>9}")
     good = True
-    for bound in BUDGETS:
+    for bound in (bound for bound in BUDGETS if bound >= space.bit_widths[0]):
         found = [searched(bound, SETTINGS.generations, seed) for seed in range(seeds)]
         others = {
             "best": max(found),
             "long": searched(bound, 10 * SETTINGS.generations, seeds),
             "front": points[bound],
-            "random": best_of_random(objective, averages, layers, bound, evaluations),
+            "random": best_of_random(objective, averages, space, bound, evaluations),
             "pymoo": best_of_pymoo(
-                Allocation(objective, averages, layers, bound),
+                Allocation(objective, averages, space, bound),
                 population=SETTINGS.population,
                 evaluations=evaluations,
                 seed=1,

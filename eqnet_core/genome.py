@@ -310,9 +310,9 @@ def _check_feasible(genome: Genome, costs: CostModel, budget: Budget, *, pinned:
     least: Cost = costs.of(genome.configuration(genome.lowest))
     asked = {name: value for name, value in budget.to_json().items() if value is not None}
     minima = {name: getattr(least, name) for name in asked}
-    who = "the device and the pinned layers allow" if pinned else "the device allows"
+    who = "the device, the supernet and the pinned layers" if pinned else "the device and the supernet"
     violations = [
-        Violation(f"/budget/{name}", f"is {value}, but the least that {who} is {minima[name]}")
+        Violation(f"/budget/{name}", f"is {value}, but the least that {who} allow is {minima[name]}")
         for name, value in asked.items()
         if value < minima[name]
     ]

@@ -63,7 +63,8 @@ def front(
     population: int = POPULATION,
     generations: int | None = None,
 ) -> tuple[FrontPoint, ...]:
-    """Subnets for `points` budgets from the fewest bits that the device allows to the most, tightest first.
+    """Subnets for `points` budgets, tightest first: from the fewest bits that device and network allow to the
+    most.
 
     The averages of `axis` are spaced evenly; `budget` adds bounds that hold at every point. Predicted
     accuracy never falls along the front. Deterministic in `seed`; makes at most `points` x `population` x

@@ -163,11 +163,8 @@ class SearchSpace:
 
     @cached_property
     def bit_widths(self) -> tuple[int, ...]:
-        """What a searchable layer can have: 2..8 bits, 3..8 in a network with depthwise convolutions.
-
-        As in EQ-Net (Table 1): a depthwise filter has few weights, and nothing adds up over channels what 2
-        bits make of them, so such subnets would only disturb the others in training.
-        """
+        """What a searchable layer can have: 2..8, or 3..8 in a network with depthwise convolutions (EQ-Net,
+        Table 1)."""
         depthwise = any(layer.kind == DEPTHWISE for layer in self.layers)
         return BIT_WIDTHS[1:] if depthwise else BIT_WIDTHS
 
@@ -198,7 +195,7 @@ class SearchSpace:
                 f"the configuration has {len(configuration.weight_bits)} layers, the supernet has "
                 f"{len(self.searchable)} searchable ones: give bits for each of them, in order"
             )
-        if min((*configuration.weight_bits, *configuration.activation_bits), default=8) < self.bit_widths[0]:
+        if not set(self.bit_widths).issuperset((*configuration.weight_bits, *configuration.activation_bits)):
             violations = [
                 Violation(f"/layers/{position}/{which}", self.bits_advice)
                 for which in ("weight_bits", "activation_bits")

@@ -144,8 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
                 type=RandomBits,
                 default=settings.random_bits,
                 choices=list(RandomBits),
-                help="of a step's random subnet: each layer's by itself, averages spread evenly over all there are, "
-                "or half of them searched with the accuracy predictor of --start",
+                help="of a step's random subnet: each layer's by itself, averages spread evenly, or half of "
+                "them searched with the accuracy predictor of --start",
             )
     command = stage("report", "how good the accuracy predictor is: table and scatter plot", data=False)
     command.add_argument("--out", type=Path, required=True, help="folder of prediction.md and prediction.png")

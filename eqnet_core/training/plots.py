@@ -122,7 +122,12 @@ def plot_ablations(ablations: Sequence[Ablation], target: Path) -> Path:
 
 def ablation_table(ablations: Sequence[Ablation]) -> str:
     """The same as a Markdown table: top-1 in %, averaged over the symmetric and the asymmetric form."""
-    columns = [(granularity, bits) for granularity in Granularity for bits in BITS]
+    columns = [
+        (granularity, bits)
+        for granularity in Granularity
+        for bits in BITS
+        if any(ablation.mean(bits, granularity) is not None for ablation in ablations)
+    ]
     lines = [
         "| variant | " + " | ".join(f"{g.replace('_', ' ')} {bits}" for g, bits in columns) + " |",
         "|---|" + "---|" * len(columns),

@@ -35,7 +35,7 @@ _SAMPLE = 16384
 """Values of each tensor that are kept of each subnet."""
 
 _FIRST = 56
-"""Index of the first mixed configuration of `sample_configuration`; uniform nets come before."""
+"""From this index on, `sample_configuration` gives mixed ones for every network; uniform nets come before."""
 
 
 @dataclass(frozen=True, kw_only=True)

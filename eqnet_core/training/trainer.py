@@ -122,7 +122,7 @@ def train_supernet(
             accuracies = held_out_accuracies(
                 steps.result,
                 data,
-                _watched(supernet.space),
+                watched(supernet.space),
                 seed=settings.seed,
                 device=device,
                 limit=1000,
@@ -151,7 +151,7 @@ def train_supernet(
     return save_trained(folder, result)
 
 
-def _watched(space: SearchSpace) -> list[SubnetConfiguration]:
+def watched(space: SearchSpace) -> list[SubnetConfiguration]:
     """Whose held-out accuracy is logged every epoch: some per channel, and the hardest."""
     lowest = space.bit_widths[0]
     return [space.uniform(FORMS[form], bits) for form, bits in ((4, lowest), (4, 4), (4, 8), (0, lowest))]

@@ -99,7 +99,15 @@ def resolve_query(query: PredictionQuery, *, bits_given: Sequence[str]) -> Devic
 def pareto(
     factory: Factory, profile: DeviceProfile, *, axis: FrontAxis, points: int, seed: int
 ) -> dict[str, Any]:
-    """The `Pareto` document: the best predicted accuracy for each of `points` budgets, tightest first."""
+    """The `Pareto` document: the best predicted accuracy for each of `points` budgets, tightest first.
+
+    Raises:
+        ProblemError: no bits that both the profile and the supernet have.
+    """
+    for side in ("weight_bits", "activation_bits"):
+        if not set(getattr(profile, side)) & set(factory.bundle.space.bit_widths):
+            advice = factory.bundle.space.bits_advice
+            raise _invalid(f"/{side}", f"this supernet has none of these bits: {advice}")
     found = front(
         space=factory.bundle.space,
         predictor=factory.predictor,

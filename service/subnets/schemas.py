@@ -17,6 +17,7 @@ ArtifactName = Literal[
     "report.json",
 ]
 Bits = Annotated[int, Field(ge=2, le=8, description="Bit-width, 2 to 8")]
+_ACCEPTED = "What the device accepts; those that the supernet does not have are left out"
 Status = Literal["queued", "building", "ready", "failed"]
 
 INTERVAL = (
@@ -43,14 +44,14 @@ class Strict(BaseModel):
 
 
 class WeightProfile(Strict):
-    bits: Annotated[list[Bits], Field(min_length=1, max_length=7, description="What the device accepts")]
+    bits: Annotated[list[Bits], Field(min_length=1, max_length=7, description=_ACCEPTED)]
     granularity: Literal["per_tensor", "per_channel"]
     symmetry: Literal["symmetric", "asymmetric"]
     narrow_range: bool = Field(default=False, description="Leave out the lowest weight code (LiteRT)")
 
 
 class ActivationProfile(Strict):
-    bits: Annotated[list[Bits], Field(min_length=1, max_length=7, description="What the device accepts")]
+    bits: Annotated[list[Bits], Field(min_length=1, max_length=7, description=_ACCEPTED)]
     symmetry: Literal["symmetric", "asymmetric"]
     signed: bool = Field(default=False, description="The runtime has no unsigned activations (TensorRT)")
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 class LayerSchema(BaseModel):
     name: str
-    kind: str
+    kind: str = Field(description="conv, depthwise_conv or linear")
     searchable: bool
     bits: list[int] = Field(description="Bit-widths it can have")
     output_channels: int

@@ -8,7 +8,7 @@ rounding, `integer` to one step of a layer's output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from eqnet_core.export.plan import plan_integers
 from eqnet_core.export.proof import Tolerance, natural_images, prove, simulate
 from eqnet_core.export.template import trace_float_graph
 from eqnet_core.models import registry
-from eqnet_core.space import BIT_WIDTHS, FORMS, SearchSpace, Symmetry
+from eqnet_core.space import BIT_WIDTHS, DEPTHWISE, FORMS, SearchSpace, Symmetry
 from eqnet_core.subnet import InputSpec
 from eqnet_core.supernet import Supernet, trace_layers
 from eqnet_core.training.ranges import fit_ranges, tensor_samples
@@ -104,9 +104,12 @@ def zoo() -> Iterator[Zoo]:
             nn.init.normal_(norm.bias, 0.2, 0.3)
         tensors = torch.from_numpy(images)
         model.train()(tensors)
+        layers = trace_layers(model, tensors)
+        assert {layer.name for layer in layers if layer.kind == DEPTHWISE} == {"depthwise"}
+        # Without their kinds the depthwise kernel is proven at 2 bits too, which no such network has.
         supernet = Supernet(
             architecture="zoo",
-            space=SearchSpace(trace_layers(model, tensors)),
+            space=SearchSpace(tuple(replace(layer, kind="any") for layer in layers)),
             input=INPUT,
             classes=tuple("abcdefghij"),
             float_model=model,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from eqnet_core.errors import TrainingError
-from eqnet_core.space import Granularity
-from eqnet_core.training.ablations import BITS, replace_per_tensor_steps, run_ablations
+from eqnet_core.space import FORMS, Granularity
+from eqnet_core.training.ablations import BITS, Ablation, replace_per_tensor_steps, run_ablations
 from eqnet_core.training.batches import ImageSizes
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
@@ -61,6 +61,15 @@ def test_variants_are_trained_once_and_compared(digits: ImageData, run: Path, tm
         f"| {100 * mean:.2f} |"
     )
     assert plot_ablations(first, tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bits_that_a_network_does_not_have_have_no_column(tmp_path: Path) -> None:
+    rows = {form.name: {"3": 0.5, "4": 0.625, "8": 0.75} for form in FORMS}
+    measured = [Ablation(name="EQ-Net's recipe", accuracy=rows)]
+    head, _, cells = ablation_table(measured).splitlines()
+    assert head.startswith("| variant | per tensor 3 | per tensor 4 |")
+    assert cells.split(" | ")[1:4] == ["50.00", "62.50", "75.00"]
+    assert plot_ablations(measured, tmp_path / "ablations.png").exists()
 
 
 @pytest.mark.parametrize(("how", "worst"), [("min", 0), ("max", 1)])

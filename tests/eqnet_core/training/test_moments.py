@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from eqnet_core.calibration import calibrate_batch_norm
-from eqnet_core.space import FORMS
+from eqnet_core.space import DEPTHWISE, FORMS, SearchSpace
 from eqnet_core.statistics import WEIGHT_ROWS, table_rows
 from eqnet_core.supernet import Supernet
 from eqnet_core.training.moments import PatchMoments, measure_moments, output_tables
@@ -40,6 +42,22 @@ def test_every_row_is_of_the_weight_that_a_subnet_of_it_has(supernet: Supernet) 
             np.testing.assert_allclose(variance[row], (weight**2).sum(axis=1), rtol=1e-9)
     stem = tables["conv1"][1].any(axis=1)
     assert stem.sum() == 12  # the first layer is at 8 bits: 8 forms, and 4 of them with a narrow range too
+
+
+def test_bits_that_a_network_does_not_have_are_not_made(
+    supernet: Supernet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem, first, *others = supernet.space.layers
+    rows = {
+        bits: table_rows([supernet.space.uniform(FORMS[4], bits)], supernet.space)[0, 1, 0] for bits in (2, 3)
+    }
+    whole = output_tables(supernet, unit_moments(supernet))[first.name][0]
+    depthwise = SearchSpace((stem, replace(first, kind=DEPTHWISE), *others))
+    monkeypatch.setattr(supernet, "space", depthwise)
+    found = output_tables(supernet, unit_moments(supernet))[first.name][0]
+    assert whole[rows[2]].any()
+    assert not found[rows[2]].any()
+    np.testing.assert_array_equal(found[rows[3]], whole[rows[3]])
 
 
 def test_the_weights_of_all_rows_are_not_held_at_once(supernet: Supernet) -> None:

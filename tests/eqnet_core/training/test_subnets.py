@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.space import DEPTHWISE, FORMS, LayerSpec, SearchSpace, SubnetConfiguration
+from eqnet_core.training.sampling import pilot_configurations
 from eqnet_core.training.subnets import (
     RandomBits,
     sample_configuration,
@@ -15,6 +16,7 @@ from eqnet_core.training.subnets import (
     spread_bits,
     spread_encodings,
 )
+from eqnet_core.training.trainer import watched
 
 SPACE = SearchSpace(
     tuple(
@@ -55,6 +57,8 @@ def test_nothing_is_drawn_that_a_network_with_depthwise_convolutions_does_not_ha
     assert len({(sample.form, sample.weight_bits) for sample in samples[:48]}) == 48
     samples += [searched_configuration(space, FirstLayerMatters(), index, generator) for index in range(8)]
     assert min(bits for sample in samples for bits in sample.weight_bits + sample.activation_bits) == 3
+    pilots = [*pilot_configurations(space), *watched(space)]
+    assert min(bits for pilot in pilots for bits in pilot.weight_bits + pilot.activation_bits) == 3
     two_bits = spread_encodings(space, 200, generator)[:, 7::7]
     assert not two_bits.any()
     assert spread_encodings(SPACE, 200, generator)[:, 7::7].any()

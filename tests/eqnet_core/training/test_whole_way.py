@@ -57,4 +57,5 @@ def test_the_commands_lead_from_images_to_a_bundle_and_its_pages(
     device = load_catalogue()["tensorrt"]
     found = factory.search(device.profile, Budget(weight_bits=6))
     assert found.cost.weight_bits <= 6
-    assert set(factory.build(found.configuration, device=device).files) == set(factory.usual_artifacts(device))
+    built = factory.build(found.configuration, device=device)
+    assert set(built.files) == set(factory.usual_artifacts(device))

@@ -56,7 +56,7 @@ def test_a_supernet_with_depthwise_convolutions_has_no_two_bits(
         for response, pointer in (
             (client.get("/predict-accuracy", params=bits), "/weight_bits"),
             (client.post("/predict-accuracy", json=[bits | {"weight_bits": 3}, bits]), "/1/weight_bits"),
-            (client.get("/pareto", params=axes), "/profile/weight/bits"),
+            (client.get("/pareto", params=axes), "/weight_bits"),
             (client.post("/subnets", json={"profile": profile}), "/profile/weight/bits"),
             (
                 client.post("/subnets", json={"configuration": configuration}),
