@@ -121,7 +121,7 @@ def _serve(options: argparse.Namespace) -> int:
     from service.security.key_file import KeyFileError
     from service.security.keys import KeyEntryError
     from service.server import run_server
-    from service.settings import Settings
+    from service.settings import Settings, warn_of_misspelt
     from service.tracing import TracingError
 
     try:
@@ -147,6 +147,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"eqnet: {error}", file=sys.stderr)
         return 1
     configure_logging(form=settings.log_format, level=options.log_level)
+    warn_of_misspelt(os.environ)
     run_server(
         app,
         host=options.host,
@@ -162,7 +163,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _worker(options: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from service.settings import Settings
+    from service.settings import Settings, warn_of_misspelt
 
     try:
         settings = Settings()
@@ -182,6 +183,7 @@ def _worker(options: argparse.Namespace) -> int:
     from service.tracing import TracingError
 
     configure_logging(form=settings.log_format, level=options.log_level)
+    warn_of_misspelt(os.environ)
     try:
         if settings.evaluation_data is not None:  # now, not by every build that wants it
             EvaluationSet.open(settings.evaluation_data, limit=settings.evaluation_limit)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +17,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.logs import LogFormat
 from service.security.key_file import KeyFile, KeyFileError, KeysInForce, default_key_file
 from service.security.keys import KeyRing
+
+logger = logging.getLogger("eqnet.settings")
+
+_OF_OTHERS = frozenset({"EQNET_API_KEY", "EQNET_REDIS_PORT"})
+"""No settings of a server: one is a client's, one what Kubernetes tells of a service named so."""
 
 
 def _default_builders() -> int:
@@ -227,6 +235,14 @@ class Settings(BaseSettings):
     def artifacts_location(self) -> str:
         """The fsspec URL in use. fsspec takes paths as they are: percent signs are not escapes to it."""
         return self.artifacts_url or f"file://{self.data_dir.absolute() / 'artifacts'}"
+
+
+def warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Log the variables that are nearly a setting: without a warning, one of them is set in vain."""
+    names = [f"EQNET_{name.upper()}" for name in Settings.model_fields]
+    for given in sorted({name for name in environment if name.startswith("EQNET_")} - {*names, *_OF_OTHERS}):
+        for meant in get_close_matches(given, names, n=1, cutoff=0.8):
+            logger.warning("there is no setting %s, so it is ignored: did you mean %s?", given, meant)
 
 
 def describe_settings() -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, describe_settings
+from service.settings import Settings, describe_settings, warn_of_misspelt
 
 
 def test_every_setting_is_described() -> None:
@@ -11,6 +11,16 @@ def test_every_setting_is_described() -> None:
     for name, field in Settings.model_fields.items():
         assert f"EQNET_{name.upper()}" in text
         assert field.description
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    others = ("EQNET_API_KEY", "EQNET_PORT", "EQNET_SERVICE_HOST", "EQNET_REDIS_PORT", "EQNET_PORT_8000_TCP")
+    given = ("EQNET_DATA", "EQNET_BUILDER", "EQNET_REDIS_URL", "HOME", *others)
+    warn_of_misspelt(dict.fromkeys(given, "x"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "there is no setting EQNET_BUILDER, so it is ignored: did you mean EQNET_BUILDERS?",
+        "there is no setting EQNET_DATA, so it is ignored: did you mean EQNET_DATA_DIR?",
+    ]
 
 
 def test_bundles_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
