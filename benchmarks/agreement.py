@@ -28,7 +28,7 @@ from eqnet_core.export.proof import simulate
 from eqnet_core.export.template import trace_float_graph
 from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.supernet import Supernet
-from eqnet_core.training.subnets import sample_configuration
+from eqnet_core.training.subnets import first_mixed, sample_configuration
 
 BATCH = 100
 
@@ -88,7 +88,7 @@ def configurations(space: SearchSpace, count: int, least_bits: int) -> list[tupl
             bits = widths[index % len(widths)]
             found.append((f"{form.name} {bits}/{bits}", space.uniform(form, bits)))
         else:
-            drawn = sample_configuration(space, 56 + index, generator)
+            drawn = sample_configuration(space, first_mixed(space) + index, generator)
             configuration = replace(
                 drawn,
                 weight_bits=tuple(max(bits, least_bits) for bits in drawn.weight_bits),

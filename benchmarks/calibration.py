@@ -28,7 +28,7 @@ from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, load_data, normalise
 from eqnet_core.training.run import save_tensors, tensors_digest
-from eqnet_core.training.subnets import sample_configuration
+from eqnet_core.training.subnets import first_mixed, sample_configuration
 
 SEED = 40_000
 """Far from any seed that samples were drawn with."""
@@ -40,7 +40,7 @@ DRAWS = {"4,096 images": (4096, 0), "1,024 others": (1024, 1)}
 def configurations(space: SearchSpace, count: int) -> list[SubnetConfiguration]:
     """`count` random subnets whose weights and activations have 3 bits or more on average, forms in turn."""
     found: list[SubnetConfiguration] = []
-    index = 56  # uniform nets come before
+    index = first_mixed(space)
     while len(found) < count:
         drawn = sample_configuration(space, index, seeded(SEED, "configurations", index))
         if min(np.mean(drawn.weight_bits), np.mean(drawn.activation_bits)) >= 3:

@@ -23,7 +23,7 @@ def main() -> None:
     factory = Factory.open(sys.argv[1] if len(sys.argv) > 1 else next(iter(shipped_bundles().values())))
     space, predictor = factory.bundle.space, factory.predictor
     generator, widths = np.random.default_rng(0), space.bit_widths
-    bits = generator.choice(space.bit_widths, size=(2, 100, len(space.searchable)))
+    bits = generator.choice(widths, size=(2, 100, len(space.searchable)))
     population = space.encode_population(FORMS[4], bits[0], bits[1])
     one = space.uniform(FORMS[4], 3)
     thousand = [space.uniform(FORMS[k % 8], widths[k % len(widths)]) for k in range(1000)]

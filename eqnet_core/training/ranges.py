@@ -28,14 +28,11 @@ from eqnet_core.supernet import Statistics, Supernet
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run, load_tensors, save_tensors
-from eqnet_core.training.subnets import sample_configuration
+from eqnet_core.training.subnets import first_mixed, sample_configuration
 from eqnet_core.training.trained import supernet_digest
 
 _SAMPLE = 16384
 """Values of each tensor that are kept of each subnet."""
-
-_FIRST = 56
-"""From this index on, `sample_configuration` gives mixed ones for every network; uniform nets come before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +72,9 @@ def measure_ranges(
     )
     supernet = supernet.to(device)
     configurations = [
-        sample_configuration(supernet.space, _FIRST + i, seeded(settings.seed, "ranges", i))
+        sample_configuration(
+            supernet.space, first_mixed(supernet.space) + i, seeded(settings.seed, "ranges", i)
+        )
         for i in range(settings.subnets)
     ]
     kept: dict[str, list[Tensor]] = {name: [] for name in plan.ranged}

@@ -25,7 +25,7 @@ from eqnet_core.training.panel import LEAST_IMAGES, Panel, choose_panel
 from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.run import Run, check_origins, tensors_digest
 from eqnet_core.training.samples import SPREAD, Samples
-from eqnet_core.training.subnets import sample_configuration, searched_configuration
+from eqnet_core.training.subnets import first_mixed, sample_configuration, searched_configuration
 from eqnet_core.training.trained import load_trained, supernet_digest
 
 _PILOT = 24
@@ -178,7 +178,7 @@ def pilot_configurations(space: SearchSpace) -> list[SubnetConfiguration]:
     uniform = [
         space.uniform(FORMS[3 * k % len(FORMS)], bits) for k, bits in enumerate((*widths[:4], widths[-1]))
     ]
-    first = len(FORMS) * len(widths)  # the uniform ones come before
+    first = first_mixed(space)
     spread = [
         sample_configuration(space, index, seeded(_PILOT_SEED, "configurations", index))
         for index in range(first, first + _PILOT - len(uniform))

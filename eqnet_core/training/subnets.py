@@ -87,16 +87,21 @@ def spread_bits(space: SearchSpace, generator: np.random.Generator) -> NDArray[n
     return bits.astype(np.int64)
 
 
+def first_mixed(space: SearchSpace) -> int:
+    """From this index on, `sample_configuration` gives mixed ones; before come every form at every uniform
+    bit-width, 8 x 7 where the network has 2..8."""
+    return len(FORMS) * len(space.bit_widths)
+
+
 def sample_configuration(
     space: SearchSpace, index: int, generator: np.random.Generator
 ) -> SubnetConfiguration:
     """The `index`-th configuration to measure: forms in turn, the uniform nets first, then spread averages.
 
-    The first are every form at every uniform bit-width (8 x 7 where the network has 2..8); one in five of the
-    others with symmetric weights has narrow range.
+    One in five of those behind `first_mixed` with symmetric weights has narrow range.
     """
     form = FORMS[index % len(FORMS)]
-    if index < len(FORMS) * len(space.bit_widths):
+    if index < first_mixed(space):
         return space.uniform(form, space.bit_widths[index // len(FORMS)])
     return SubnetConfiguration(
         form=form,
