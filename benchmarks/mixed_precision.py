@@ -35,6 +35,9 @@ def main() -> None:
     with np.load(options.data, allow_pickle=False) as arrays:
         images, labels = arrays["x_test"], arrays["y_test"]
     factory = Factory.open(options.bundle)
+    widths = factory.bundle.space.bit_widths
+    if options.bits not in widths:
+        parser.error(f"uniform subnets of {options.bundle} have {widths[0]} to {widths[-1]} bits")
 
     def hits(configuration: SubnetConfiguration) -> NDArray[np.bool_]:
         """Which images are classified right, [N]."""

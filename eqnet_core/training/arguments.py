@@ -16,7 +16,7 @@ from eqnet_core.training.collecting import Shard
 from eqnet_core.training.forward import Precision
 from eqnet_core.training.pretrain import PretrainSettings
 from eqnet_core.training.ranges import RangeSettings
-from eqnet_core.training.sampling import SamplingSettings
+from eqnet_core.training.sampling import USUAL_VIEWS, SamplingSettings
 from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.supernet_settings import SupernetSettings
 
@@ -177,6 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--images", type=int, default=SamplingSettings().images, help="held-out images that judge"
+    )
+    command.add_argument(
+        "--views",
+        type=float,
+        default=USUAL_VIEWS,
+        help="for each of these, mirrored and shifted views of held-out images that judge with them",
     )
     command.add_argument(
         "--drawn",

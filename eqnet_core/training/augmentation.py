@@ -7,8 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import CutMix
 
+VIEWS = 3
+"""How many other ways `view` shows an image in."""
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+_PADDING = 4
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = _PADDING) -> Tensor:
     """Shift each image by up to `padding` pixels (zeros come in) and mirror half of them.
 
     Args:
@@ -35,6 +40,24 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int = 
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def view(images: Tensor, index: int) -> Tensor:
+    """The same images in another way that training shows them in: 0 mirrored, 1 shifted to the right, 2
+    mirrored and shifted down, by a 32nd of their side, 1 to 4 pixels (zeros come in).
+
+    Args:
+        images: uint8 [N, C, H, W].
+        index: 0 to `VIEWS` - 1.
+
+    Returns:
+        uint8 [N, C, H, W] on the same device.
+    """
+    step = min(max(images.shape[-1] // 32, 1), _PADDING)
+    shown = images if index == 1 else images.flip(3)
+    if index == 1:
+        return functional.pad(shown[..., :-step], (step, 0, 0, 0))
+    return functional.pad(shown[..., :-step, :], (0, 0, step, 0)) if index == 2 else shown
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:

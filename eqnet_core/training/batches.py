@@ -24,6 +24,7 @@ Stream = Literal[
     "searches",
     "draws",
     "mixing",
+    "views",
 ]
 _STREAMS: tuple[Stream, ...] = get_args(Stream)
 

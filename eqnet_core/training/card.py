@@ -80,13 +80,15 @@ def card_page(bundle: Bundle) -> str:
         "## Predictors",
         "",
         f"CQAP, fitted to {predictor['samples']} subnets as delivered, each measured on a panel of "
-        f"{predictor['images']} held-out images. {predictor['held_out']} of them are spread over the space; "
-        "each predicted by a fit to others only:",
+        f"{predictor['images']} held-out images{' in four views' if predictor.get('views') else ''}. "
+        f"{predictor['held_out']} of the subnets are spread over the space; each predicted by a fit to "
+        "others only:",
         "",
         "| | |",
         "|---|---|",
         f"| Pearson | {predictor['pearson']:.3f} |",
         f"| Kendall | {predictor['kendall']:.3f} |",
+        *_plain(predictor),
         f"| Kendall between two halves of the images | {predictor['noise_ceiling']:.3f} |",
         f"| mean absolute error | {100 * predictor['mean_absolute_error']:.2f} points |",
         f"| mean absolute error, averages of 3 bits and more | "
@@ -110,6 +112,15 @@ def card_page(bundle: Bundle) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _plain(predictor: Mapping[str, Any]) -> list[str]:
+    if not predictor.get("views"):
+        return []
+    return [
+        f"| Pearson on the images as they are alone | {predictor['plain_pearson']:.3f} |",
+        f"| Kendall on the images as they are alone | {predictor['plain_kendall']:.3f} |",
+    ]
 
 
 def _searched(quality: dict[str, Any] | None) -> list[str]:

@@ -230,6 +230,7 @@ def _sample(run: Path, data: ImageData, options: argparse.Namespace, device: tor
         samples=options.samples,
         searched=options.searched,
         images=options.images,
+        views=options.views,
         drawn=options.drawn,
         seed=options.seed,
         compile=not options.no_compile,

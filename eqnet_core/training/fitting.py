@@ -58,14 +58,16 @@ def fit_predictor(
 
     A Gaussian process learns from the samples, and the network from it, on `lessons` random subnets: the one
     needs few samples, the other no time. Targets are the smooth accuracies, put on the scale of the
-    accuracies, which single images make noisier. `report` is told one line per stage.
+    accuracies on images as they are, which single images make noisier. `report` is told one line per stage.
 
     Quality is that of predicting each fifth of the samples by a process that saw only the others (the network
-    is `distillation_error` off the process on fresh subnets, root mean square): `pearson`, `kendall`,
-    `mean_absolute_error` (fraction; `..._from_3_bits` for averages of 3 bits and more), `mean_error`,
-    `interval_coverage` and `interval_width` (mean, fraction) against measured accuracies; `noise_ceiling`,
-    Kendall between accuracies measured on the two halves of the images; all this for samples spread over the
-    space, per form in `forms`, and in `searched` for what a search found; `samples`, `held_out`, `images`.
+    is `distillation_error` off the process on fresh subnets, root mean square): `pearson` and `kendall`
+    against accuracies measured in all views; `plain_pearson`, `plain_kendall`, `mean_absolute_error`
+    (fraction; `..._from_3_bits` for averages of 3 bits and more), `mean_error`, `interval_coverage` and
+    `interval_width` (mean, fraction) against those on images as they are alone, which is what users can
+    measure; `noise_ceiling`, Kendall between accuracies, in all views, of the two halves of the images; all
+    this for samples spread over the space, per form in `forms`, and in `searched` for what a search found;
+    `samples`, `held_out`, `images`, `views`.
     Samples may be fitted and judged by the same images, and then part of what is predicted is what those
     happen to like: `half` tells how much (`_by_halves`).
 
@@ -75,7 +77,7 @@ def fit_predictor(
     _check(samples, space)
     samples = _merge(samples)
     generator = np.random.default_rng(seed)
-    features, accuracy = samples.features(), samples.accuracy
+    features, plain = samples.features(), samples.plain_accuracy
     targets = _targets(samples)
     process = fit_process(features, targets, generator)
     report(
@@ -93,14 +95,15 @@ def fit_predictor(
     distillation = predictor.predict(fresh) - expit(process.predict(fresh))
     report(f"network: {100 * distillation.std():.3f} points from the process")
     left_out = _leave_out(features, targets, generator)
-    knots, half_widths = _conformal(left_out, accuracy)
+    knots, half_widths = _conformal(left_out, plain)
     predictor = replace(predictor, interval_accuracy=knots, interval_half_width=half_widths)
-    inside = _cross_conformal(left_out, accuracy, generator)
+    inside = _cross_conformal(left_out, plain, generator)
     spread = samples.draw == SPREAD
     quality: dict[str, Any] = {
         "samples": len(samples),
         "held_out": int(spread.sum()),
         "images": samples.images,
+        "views": samples.views,
         "distillation_error": float(np.sqrt((distillation**2).mean())),
         **_quality(predictor, samples, left_out, inside, spread),
         "forms": {
@@ -125,7 +128,7 @@ def fit_predictor(
     return (
         predictor,
         quality,
-        LeftOut(predicted=left_out, measured=accuracy, form=samples.form, searched=~spread),
+        LeftOut(predicted=left_out, measured=samples.accuracy, form=samples.form, searched=~spread),
     )
 
 
@@ -145,13 +148,15 @@ def _merge(samples: Samples) -> Samples:
     group = group.reshape(-1)
     counts = np.bincount(group)[:, None]
     halves = np.stack([np.bincount(group, half) for half in samples.half_accuracy.T], axis=1) / counts
-    smooth = np.bincount(group, samples.smooth_accuracy) / counts[:, 0]
-    return replace(samples.select(first), half_accuracy=halves, smooth_accuracy=smooth)
+    plain, smooth = (
+        np.bincount(group, each) / counts[:, 0] for each in (samples.plain_accuracy, samples.smooth_accuracy)
+    )
+    return replace(samples.select(first), half_accuracy=halves, plain_accuracy=plain, smooth_accuracy=smooth)
 
 
 def _targets(samples: Samples) -> NDArray[np.float64]:
-    """Logits of the smooth accuracies, on the line that is nearest to the accuracies' logits."""
-    smooth, accuracy = accuracy_logits(samples.smooth_accuracy), accuracy_logits(samples.accuracy)
+    """Logits of the smooth accuracies, on the line that is nearest to the plain accuracies' logits."""
+    smooth, accuracy = accuracy_logits(samples.smooth_accuracy), accuracy_logits(samples.plain_accuracy)
     if np.ptp(smooth) < 1e-6:
         return accuracy
     slope, intercept = np.polyfit(smooth, accuracy, 1)
@@ -239,18 +244,21 @@ def _quality(
 ) -> dict[str, float]:
     """Of the samples in `rows`, as `fit_predictor` says."""
     predicted, measured, half = predicted[rows], samples.accuracy[rows], samples.half_accuracy[rows]
+    plain = samples.plain_accuracy[rows]
     lower, upper = predictor.interval(predicted)
-    errors = np.abs(predicted - measured)
+    errors = np.abs(predicted - plain)
     averages = np.minimum(samples.weight_bits[rows].mean(axis=1), samples.activation_bits[rows].mean(axis=1))
     usual = errors[averages >= _LOW_BITS]
     return {
         "pearson": _correlation(pearsonr, predicted, measured),
         "kendall": _correlation(kendalltau, predicted, measured),
+        "plain_pearson": _correlation(pearsonr, predicted, plain),
+        "plain_kendall": _correlation(kendalltau, predicted, plain),
         "noise_ceiling": _correlation(kendalltau, half[:, 0], half[:, 1]),
         "half_pearson": _correlation(pearsonr, half[:, 0], half[:, 1]),
         "mean_absolute_error": float(errors.mean()),
         "mean_absolute_error_from_3_bits": float(usual.mean()) if len(usual) else 0.0,
-        "mean_error": float((predicted - measured).mean()),
+        "mean_error": float((predicted - plain).mean()),
         "interval_coverage": float(inside[rows].mean()),
         "interval_width": float((upper - lower).mean()),
     }

@@ -33,7 +33,7 @@ LEAST_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """K of the held-out images.
+    """K of the held-out images, or of views of them.
 
     `images` int64 [K], ascending indices; `weights` float64 [2, K]: rows add up to 1 and say how much an
     image counts in each of the two halves, 0 in the one it does not belong to. `offset` float64 [2] is what
@@ -44,6 +44,12 @@ class Panel:
     images: NDArray[np.int64]
     weights: NDArray[np.float64]
     offset: NDArray[np.float64]
+
+    def halves(self, total: int) -> NDArray[np.int8]:
+        """The half, 0 or 1, that each of all `total` images belongs to; those not chosen alternate."""
+        halves = (np.arange(total) % 2).astype(np.int8)
+        halves[self.images] = self.weights[1] > 0
+        return halves
 
     def accuracies(self, margins: NDArray[np.float32]) -> NDArray[np.float64]:
         """Top-1 in each half [2], from the margins [K] of the images.
@@ -76,8 +82,20 @@ class Panel:
             raise TrainingError(f"{path} is not a panel file: delete it, and it is made again") from error
 
 
-def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.Generator) -> Panel:
+def choose_panel(
+    margins: NDArray[np.float32],
+    count: int,
+    generator: np.random.Generator,
+    *,
+    halves: NDArray[np.int8] | None = None,
+    level: float | None = None,
+) -> Panel:
     """About `count` of N images, at most all, for the margins [P, N] that P pilot subnets had on them.
+
+    Args:
+        halves: int8 [N], the half, 0 or 1, that each image has to be in. A stratum that has few of one half
+            then gives fewer than its share.
+        level: what the pilots' mean accuracy is put on, in [0, 1]: that on these images if not given.
 
     Raises:
         TrainingError: so few images that two halves of every stratum cannot be told apart.
@@ -95,16 +113,19 @@ def choose_panel(margins: NDArray[np.float32], count: int, generator: np.random.
     chosen = _allocate(sizes, np.array([np.sqrt(doubt[group].mean()) for group in groups]), count)
     weights = np.zeros((2, total))
     for group, size, number in zip(groups, sizes, chosen, strict=True):
-        drawn = generator.permutation(group)[:number]
+        order = generator.permutation(group)
         for half in (0, 1):
-            members = drawn[half::2]
+            of_half = order[half::2] if halves is None else order[halves[order] == half]
+            members = of_half[: (number + 1 - half) // 2]
+            if not len(members):
+                raise TrainingError(f"{total} are too few for two halves: hold more images out")
             weights[half, members] = size / total / len(members)
     images = np.flatnonzero(weights.any(axis=0))
     hits = (margins > 0).mean(axis=0)
     return Panel(
         images=images,
         weights=weights[:, images],
-        offset=hits.mean() - weights @ hits,
+        offset=(hits.mean() if level is None else level) - weights @ hits,
     )
 
 

@@ -55,14 +55,15 @@ def _page(quality: dict[str, Any]) -> str:
         "# How good the accuracy predictor is",
         "",
         f"Written by the `report` stage of training. {quality['samples']} subnets as delivered, with "
-        f"predicted BatchNorm statistics, each measured on a panel of {quality['images']} held-out images "
-        "and predicted by a fit to others only. Measurements are noisy too: Kendall of the halves is that "
-        "between the same subnets' accuracies on two halves of the panel. Errors in points, coverage of "
-        "the 90 % interval in %.",
+        f"predicted BatchNorm statistics, each measured on a panel of {quality['images']} held-out images"
+        f"{_views(quality)} and predicted by a fit to others only. Measurements are noisy too: Kendall of "
+        "the halves is that between the same subnets' accuracies on two halves of the panel. Errors in "
+        "points, coverage of the 90 % interval in %.",
         "",
         f"Halves of the panel agree with a Pearson of {agreement:.3f}, so that the noise of the measurements "
         f"leaves a predictor that knows nothing of these images about "
         f"{(2 * agreement / (1 + agreement)) ** 0.5:.3f} (Spearman-Brown).",
+        *_plain(quality),
         *_halves(quality),
         "",
         "| subnets | " + " | ".join(_COLUMNS.values()) + " |",
@@ -73,6 +74,22 @@ def _page(quality: dict[str, Any]) -> str:
         label = name if count is None else f"{name} ({count})"
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "![measured against predicted accuracy](prediction.png)", ""])
+
+
+def _views(quality: dict[str, Any]) -> str:
+    views = quality.get("views", 0)  # older versions had none
+    return f" and on {views} mirrored or shifted views of them" if views else ""
+
+
+def _plain(quality: dict[str, Any]) -> list[str]:
+    if not quality.get("views"):
+        return []
+    return [
+        "",
+        "Pearson and Kendall are of accuracies over images and views, errors and coverage of those on the images "
+        "as they are, which is what others can measure; there single images count more: the Pearson is "
+        f"{quality['plain_pearson']:.3f}, the Kendall {quality['plain_kendall']:.3f}.",
+    ]
 
 
 def _halves(quality: dict[str, Any]) -> list[str]:
@@ -88,7 +105,7 @@ def _halves(quality: dict[str, Any]) -> list[str]:
         f"panel alone, left-out subnets are predicted with a Pearson of {pearson[0]:.3f} and a mean error of "
         f"{error[0]:.2f} points on that half, {pearson[1]:.3f} and {error[1]:.2f} on the other (as difficult "
         f"on average), and the interval covers {coverage[0]:.1f} and {coverage[1]:.1f} %: it is of the "
-        "accuracy on the panel, and other images differ by more.",
+        "accuracy on these images, and others differ by more.",
     ]
 
 

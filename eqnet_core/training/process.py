@@ -29,6 +29,10 @@ _CURVED = 2.0
 
 _NOISES: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0)
 _FORM_OFFSET = 0.3
+_NARROW = 0.3
+"""What a narrow range of weights does besides: it takes a level away, one of 4 at 2 bits, one of 256 at 8, so
+that it matters as much as the bits of each layer let it."""
+
 _ROUNDS = 3
 """Times that layers are weighted by how much they turned out to matter."""
 
@@ -40,10 +44,12 @@ _MOST_TO_CHOOSE_BY = 1200
 class Kernel:
     """Covariance of two encoded subnets, with x and y the features of their bits:
 
-        (x.y + 2 exp(-|x - y|^2 / (2 length^2))) * (1 - of_form + of_form * s^3) + what depends on forms alone
+        (x.y + 2 exp(-|x - y|^2 / (2 length^2))) * (1 - of_form + of_form * s^3 + 0.3 n)
+            + what depends on forms alone
 
-    with s the share of the form's axes that agree. `relevance` float64 [genes] scales the features of each
-    layer's weights and activations; `centre` float64 [E - head] and `scale` make |x|^2 1 on average.
+    with s the share of the form's axes that agree, and n 1 if the weights of both have a narrow range or 0.
+    `relevance` float64 [genes] scales the features of each layer's weights and activations; `centre` float64
+    [E - head] and `scale` make |x|^2 1 on average.
     """
 
     relevance: NDArray[np.float64]
@@ -68,7 +74,7 @@ class Kernel:
         shared = one[:, : 2 * _AXES].astype(np.float64) @ other[:, : 2 * _AXES].T / _AXES
         narrow = np.outer(one[:, _HEAD - 1], other[:, _HEAD - 1])
         form = _FORM_OFFSET * (shared**2 + (shared > 1.0 - 1e-6) + narrow)
-        alike = 1.0 - self.of_form + self.of_form * shared**3
+        alike = 1.0 - self.of_form + self.of_form * shared**3 + _NARROW * narrow
         covariance: NDArray[np.float64] = (products + _CURVED * curved) * alike + form + 1.0
         return covariance
 

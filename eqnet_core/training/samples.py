@@ -20,7 +20,7 @@ from eqnet_core.space import BIT_WIDTHS, FORMS, LayerSpec, SearchSpace, SubnetCo
 SPREAD = 0
 """`Subnets.draw` of configurations that are spread over the space, rather than found by a search."""
 
-_SHARED = ("space", "batch_norms", "images")
+_SHARED = ("space", "batch_norms", "images", "views")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +115,18 @@ class Subnets:
         """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-                values: dict[str, Any] = {field.name: archive[field.name] for field in fields(cls)}
+                values: dict[str, Any] = {
+                    field.name: archive[field.name] for field in fields(cls) if field.name in archive
+                }
             layers = json.loads(str(values["space"]))
             values["space"] = SearchSpace(tuple(LayerSpec(**layer) for layer in layers))
             if "batch_norms" in values:
                 entries = json.loads(str(values["batch_norms"]))
                 values["batch_norms"] = tuple((str(name), int(channels)) for name, channels in entries)
             if "images" in values:
-                values["images"] = int(values["images"])
+                # older versions knew no views
+                values.setdefault("plain_accuracy", values["half_accuracy"].mean(axis=1))
+                values |= {name: int(values.get(name, 0)) for name in ("images", "views")}
             return cls(**values)
         except FileNotFoundError as error:
             raise TrainingError(f"no samples at {path}: run the stage that measures them first") from error
@@ -135,31 +139,37 @@ class Samples(Subnets):
     """Subnets and their accuracy as delivered, that is, with predicted BatchNorm statistics.
 
     `half_accuracy` float64 [N, 2]: top-1 on the held-out images, as two disjoint halves of a panel of
-    `images` of them tell it (see `training.panel`). `smooth_accuracy` float64 [N]: on training
-    images drawn for each subnet alone, where an image on the verge counts half (see `training.pool`); on the
-    panel where none were drawn.
+    `images` of them tell it (see `training.panel`), as they are and in other views, of which a panel has
+    `views` (see `training.augmentation`; 0: as they are alone). `plain_accuracy` float64 [N]: on the images
+    as they are.
+    `smooth_accuracy` float64 [N]: on training images drawn for each subnet alone, where an image on the verge
+    counts half (see `training.pool`); on both panels where none were drawn.
     """
 
     half_accuracy: NDArray[np.float64]
+    plain_accuracy: NDArray[np.float64]
     smooth_accuracy: NDArray[np.float64]
     images: int
+    views: int
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {**super()._shapes(), "half_accuracy": (len(self), 2), "smooth_accuracy": (len(self),)}
+        one = dict.fromkeys(("plain_accuracy", "smooth_accuracy"), (len(self),))
+        return {**super()._shapes(), "half_accuracy": (len(self), 2), **one}
 
     def _problems(self) -> dict[str, bool]:
         # not a number is no fraction either
-        every = np.concatenate([self.half_accuracy, self.smooth_accuracy[:, None]], axis=1)
+        every = np.column_stack([self.half_accuracy, self.plain_accuracy, self.smooth_accuracy])
         fractions = (every >= 0) & (every <= 1)
         return {
             **super()._problems(),
             "accuracies must be 0..1": not fractions.all(),
             "images must be positive": self.images <= 0,
+            "views must not be negative": self.views < 0,
         }
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Top-1 on both halves, [N]."""
+        """Top-1 on both halves, in all views, [N]."""
         both: NDArray[np.float64] = self.half_accuracy.mean(axis=1)
         return both
 

@@ -80,7 +80,12 @@ def measure(supernet: Supernet, images: torch.Tensor, count: int) -> tuple[Sampl
     }
     accuracy = np.array(correct)
     samples = Samples(
-        **subnets, half_accuracy=accuracy, smooth_accuracy=accuracy.mean(axis=1), images=len(images)
+        **subnets,
+        half_accuracy=accuracy,
+        plain_accuracy=accuracy.mean(axis=1),
+        smooth_accuracy=accuracy.mean(axis=1),
+        images=len(images),
+        views=0,
     )
     calibrations = Calibrations(
         **subnets,

@@ -32,6 +32,18 @@ def test_a_bundle_with_images_says_so() -> None:
     assert "holds no image" in card_page(bundle)
 
 
+def test_accuracies_in_views_are_told_from_those_of_the_images_as_they_are() -> None:
+    bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
+    predictor = bundle.document["predictor"] | {"views": 900, "plain_pearson": 0.71, "plain_kendall": 0.52}
+    page = card_page(replace(bundle, document={**bundle.document, "predictor": predictor}))
+    assert "held-out images in four views." in page
+    assert "| Pearson on the images as they are alone | 0.710 |" in page
+    assert "| Kendall on the images as they are alone | 0.520 |" in page
+    page = card_page(replace(bundle, document={**bundle.document, "predictor": predictor | {"views": 0}}))
+    assert "views" not in page.split("## Predictors")[1].split("##")[0]
+    assert "as they are" not in page
+
+
 def test_teachers_are_named_with_their_settings() -> None:
     bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
     one = {"stage": "PretrainSettings", "seed": 1, "teacher": None, "temperature": 4.0}

@@ -53,8 +53,10 @@ def make_samples(space: SearchSpace, count: int, seed: int) -> tuple[Samples, ND
         index=np.arange(count, dtype=np.int32),
         **configuration_columns(configurations),
         half_accuracy=shown,
+        plain_accuracy=shown.mean(axis=1),
         smooth_accuracy=0.98 * shown.mean(axis=1),
         images=2 * IMAGES,
+        views=0,
     )
     return samples, accuracy
 
@@ -147,7 +149,7 @@ def test_samples_of_one_configuration_are_not_split_between_fitting_and_measurin
     samples, _ = make_samples(THREE_LAYERS, 120, 3)
     generator = np.random.default_rng(0)
     noise = np.repeat(generator.uniform(0.6, 1.0, size=(120, 1)), 2, axis=1)
-    doubled = replace(samples, half_accuracy=noise, smooth_accuracy=noise[:, 0])
+    doubled = replace(samples, half_accuracy=noise, plain_accuracy=noise[:, 0], smooth_accuracy=noise[:, 0])
     doubled = doubled.select(np.tile(np.arange(120), 6))
     _, quality, left_out = fit_predictor(
         doubled, THREE_LAYERS, 0, settings=replace(QUICK, steps=(100, 100)), lessons=500
@@ -155,6 +157,24 @@ def test_samples_of_one_configuration_are_not_split_between_fitting_and_measurin
     assert len(left_out.predicted) == quality["samples"] <= 120
     assert quality["noise_ceiling"] > 0.99
     assert quality["kendall"] < 0.4
+
+
+def test_views_rank_subnets_and_the_images_as_they_are_set_the_level() -> None:
+    samples, accuracy = make_samples(RESNET20, 300, 1)
+    luck = np.random.default_rng(7).normal(0, 0.006, len(samples))
+    viewed = replace(samples, plain_accuracy=accuracy + 0.02 + luck, views=4000)
+    predictor, quality, left_out = fit_predictor(viewed, RESNET20, 0, settings=QUICK, lessons=500)
+    np.testing.assert_array_equal(np.sort(left_out.measured), np.sort(samples.accuracy))
+    assert quality["views"] == 4000
+    assert np.mean(left_out.predicted) == pytest.approx(accuracy.mean() + 0.02, abs=0.001)
+    assert abs(quality["mean_error"]) < 0.001
+    assert 0.003 < quality["mean_absolute_error"] < 0.008
+    assert quality["pearson"] > quality["plain_pearson"] + 0.01
+    assert quality["kendall"] > quality["plain_kendall"] + 0.01
+    assert 0.85 < quality["interval_coverage"] < 0.95
+    low, high = predictor.interval(left_out.predicted)
+    plain = np.sort(viewed.plain_accuracy)
+    assert low.mean() < plain.mean() < high.mean()
 
 
 def test_searched_samples_are_judged_apart() -> None:
@@ -169,7 +189,12 @@ def test_searched_samples_are_judged_apart() -> None:
 
 def test_equal_accuracies_are_no_error() -> None:
     samples, _ = make_samples(THREE_LAYERS, 80, 4)
-    flat = replace(samples, half_accuracy=np.full((80, 2), 0.9), smooth_accuracy=np.full(80, 0.88))
+    flat = replace(
+        samples,
+        half_accuracy=np.full((80, 2), 0.9),
+        plain_accuracy=np.full(80, 0.9),
+        smooth_accuracy=np.full(80, 0.88),
+    )
     predictor, quality, _ = fit_predictor(
         flat, THREE_LAYERS, 0, settings=replace(QUICK, steps=(20, 20)), lessons=500
     )

@@ -66,6 +66,36 @@ def test_a_saved_panel_measures_the_same(tmp_path: Path) -> None:
         Panel.load(tmp_path / "panel.npz")
 
 
+def test_views_of_an_image_are_in_its_half_and_on_the_level_of_the_images() -> None:
+    panel = choose_panel(PILOT, 4000, np.random.default_rng(0))
+    halves = panel.halves(4000)
+    assert set(np.flatnonzero(halves == 0)) == set(panel.images[panel.weights[0] > 0])
+    few = choose_panel(PILOT, 400, np.random.default_rng(0))
+    np.testing.assert_array_equal(few.halves(4000)[few.images], few.weights[1] > 0)
+    assert 1500 < few.halves(4000).sum() < 2500
+    # harder than the images themselves, as shifted ones are
+    harder = np.concatenate([make_margins(80, 4000, 3 + seed) - 0.3 for seed in range(3)], axis=1)
+    pilot, fresh = harder[:20], harder[20:]
+    views = choose_panel(
+        pilot,
+        3200,
+        np.random.default_rng(1),
+        halves=np.tile(halves, 3),
+        level=float((PILOT > 0).mean()),
+    )
+    for half in (0, 1):
+        chosen = views.images[views.weights[half] > 0]
+        assert len(chosen) > 1500
+        assert (halves[chosen % 4000] == half).all()
+    np.testing.assert_allclose(views.weights.sum(axis=1), 1.0)
+    measured = np.array([views.accuracies(row[views.images]) for row in fresh])
+    truth = (fresh > 0).mean(axis=1) + (PILOT > 0).mean() - (pilot > 0).mean()
+    assert np.abs(measured.mean(axis=1) - truth).max() < 0.01
+    assert abs(measured.mean() - truth.mean()) < 0.001
+    with pytest.raises(TrainingError, match="hold more images out"):
+        choose_panel(PILOT, 800, np.random.default_rng(0), halves=np.zeros(4000, dtype=np.int8))
+
+
 @pytest.mark.parametrize("count", [4, 4001])
 def test_too_few_and_too_many_images_are_refused(count: int) -> None:
     with pytest.raises(TrainingError, match="choose 8 to 4000"):

@@ -49,8 +49,10 @@ def make_samples(count: int, layers: int) -> Samples:
     return Samples(
         **make_subnets(count, layers),
         half_accuracy=accuracies[:, :2],
+        plain_accuracy=accuracies[:, 0],
         smooth_accuracy=accuracies[:, 2],
         images=5000,
+        views=4000,
     )
 
 
@@ -116,6 +118,20 @@ def test_samples_of_another_supernet_are_not_mixed_in(samples: Samples, tmp_path
         concatenate([])
 
 
+def test_files_of_before_there_were_views_are_of_the_images_as_they_are(
+    samples: Samples, tmp_path: Path
+) -> None:
+    samples.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as archive:
+        old = {name: archive[name] for name in archive if name not in ("plain_accuracy", "views")}
+    np.savez(tmp_path / "old.npz", **old)
+    loaded = Samples.load(tmp_path / "old.npz")
+    assert loaded.views == 0
+    np.testing.assert_array_equal(loaded.plain_accuracy, loaded.accuracy)
+    with pytest.raises(TrainingError, match="different supernets or held-out images"):
+        concatenate([loaded, samples])
+
+
 def test_configurations_and_accuracies_come_out_as_they_went_in(
     samples: Samples,
 ) -> None:
@@ -134,6 +150,7 @@ def test_configurations_and_accuracies_come_out_as_they_went_in(
         ("weight_bits", 3, 9, "bit-widths"),
         ("activation_bits", 3, 1, "bit-widths"),
         ("half_accuracy", 3, 1.01, "accuracies must be 0..1"),
+        ("plain_accuracy", 3, -0.01, "accuracies must be 0..1"),
         ("smooth_accuracy", 3, np.nan, "accuracies must be 0..1"),
         ("means", 3, np.nan, "finite"),
         ("variances", 3, -1.0, "negative"),

@@ -17,6 +17,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import margins, top1
 from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import BIT_WIDTHS, FORMS, QuantizationForm, SearchSpace
+from eqnet_core.training.augmentation import VIEWS, view
 from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
 from eqnet_core.training.collecting import Shard
@@ -265,9 +266,9 @@ def test_statistics_are_those_of_calibration(digits: ImageData, trained: Path, c
 def test_samples_go_on_and_in_shards_to_the_same(
     digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
 ) -> None:
-    settings = SamplingSettings(samples=6, images=64, drawn=48, compile=False)
+    settings = SamplingSettings(samples=6, images=64, views=0.8, drawn=48, compile=False)
 
-    def sample(folder: str, shard: Shard = WHOLE, **changes: int) -> Samples:
+    def sample(folder: str, shard: Shard = WHOLE, **changes: float) -> Samples:
         changed = replace(settings, **changes)
         return sample_subnets(
             digits, trained / "supernet", calibrated, tmp_path / folder, changed, CPU, shard
@@ -286,7 +287,7 @@ def test_samples_go_on_and_in_shards_to_the_same(
     supernet.activate(configuration)
     supernet.set_statistics(statistics)
     images = normalise(digits.held_out.images, digits.mean, digits.std)
-    assert abs(top1(supernet, images, digits.held_out.labels) - whole.accuracy[2]) < 0.03
+    assert abs(top1(supernet, images, digits.held_out.labels) - whole.plain_accuracy[2]) < 0.03
     pool = ImagePool.load(tmp_path / "a" / "pool.npz", 48)
     drawn = pool.draw(seeded(0, "draws", 2))
     images = normalise(digits.train.images[drawn], digits.mean, digits.std)
@@ -294,10 +295,30 @@ def test_samples_go_on_and_in_shards_to_the_same(
     assert abs(expected - whole.smooth_accuracy[2]) < 0.03
     judged = sample("e", samples=3, drawn=0)
     np.testing.assert_array_equal(judged.half_accuracy, whole.half_accuracy[:3])
-    panel = Panel.load(tmp_path / "e" / "panel.npz")
-    images = normalise(digits.held_out.images[panel.images], digits.mean, digits.std)
-    expected = panel.smooth_accuracy(margins(supernet, images, digits.held_out.labels[panel.images]).numpy())
-    assert abs(expected - judged.smooth_accuracy[2]) < 0.03
+    panel, views_panel = (Panel.load(tmp_path / "e" / f"{name}.npz") for name in ("panel", "views"))
+    shown = torch.cat([view(digits.held_out.images, index) for index in range(VIEWS)])
+    seen = {"as it is": digits.held_out.images, "views": shown}
+    right = {
+        name: margins(
+            supernet,
+            normalise(pictures, digits.mean, digits.std)[one.images],
+            digits.held_out.labels.repeat(3)[one.images],
+        ).numpy()
+        for one, (name, pictures) in zip((panel, views_panel), seen.items(), strict=True)
+    }
+    for of, expected in (
+        (Panel.accuracies, judged.half_accuracy[2]),
+        (Panel.smooth_accuracy, judged.smooth_accuracy[2]),
+    ):
+        together = (of(panel, right["as it is"]) + 3 * of(views_panel, right["views"])) / 4
+        np.testing.assert_allclose(together, expected, atol=0.004)
+    assert judged.views == len(views_panel.images)
+    alone = sample("f", samples=3, views=0)
+    np.testing.assert_array_equal(alone.accuracy, whole.plain_accuracy[:3])
+    np.testing.assert_array_equal(alone.smooth_accuracy, whole.smooth_accuracy[:3])
+    for wrong in (-1.0, 0.05, 3.1, float("nan")):
+        with pytest.raises(TrainingError, match=r"ask for 0, or 0\.12 to 3, with --views"):
+            sample("c", views=wrong)
     with pytest.raises(TrainingError, match="held out"):
         sample("c", images=65)
     for wrong in (97, -1):
