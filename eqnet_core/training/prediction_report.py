@@ -86,9 +86,9 @@ def _plain(quality: dict[str, Any]) -> list[str]:
         return []
     return [
         "",
-        "Pearson and Kendall are of accuracies over images and views, errors and coverage of those on the images "
-        "as they are, which is what others can measure; there single images count more: the Pearson is "
-        f"{quality['plain_pearson']:.3f}, the Kendall {quality['plain_kendall']:.3f}.",
+        "Pearson and Kendall are of accuracies over images and views, errors and coverage of those on the "
+        "images as they are, which is what others can measure; there single images count more: Pearson is "
+        f"{quality['plain_pearson']:.3f}, Kendall {quality['plain_kendall']:.3f}.",
     ]
 
 

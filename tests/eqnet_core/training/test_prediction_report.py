@@ -42,7 +42,7 @@ def test_the_report_states_what_the_fit_measured(tmp_path: Path) -> None:
     (tmp_path / "quality.json").write_text(json.dumps(quality))
     page = write_report(tmp_path, tmp_path / "docs").read_text()
     assert "1200 held-out images and on 960 mirrored or shifted views of them" in page
-    assert "the Pearson is 0.765, the Kendall 0.641" in page
+    assert "Pearson is 0.765, Kendall 0.641" in page
     assert "| all forms (30) | 0.800 | 0.800 | 0.800 | 0.21 | 0.17 | 80.00 | 80.00 |" in page
     assert "| found by searches (10) |" in page
     assert "about 0.943" in page
