@@ -54,10 +54,10 @@ def view(images: Tensor, index: int) -> Tensor:
         uint8 [N, C, H, W] on the same device.
     """
     step = min(max(images.shape[-1] // 32, 1), _PADDING)
-    shown = images if index == 1 else images.flip(3)
     if index == 1:
-        return functional.pad(shown[..., :-step], (step, 0, 0, 0))
-    return functional.pad(shown[..., :-step, :], (0, 0, step, 0)) if index == 2 else shown
+        return functional.pad(images[..., :-step], (step, 0, 0, 0))
+    mirrored = images.flip(3)
+    return mirrored if index == 0 else functional.pad(mirrored[..., :-step, :], (0, 0, step, 0))
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:

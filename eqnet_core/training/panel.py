@@ -118,7 +118,7 @@ def choose_panel(
             of_half = order[half::2] if halves is None else order[halves[order] == half]
             members = of_half[: (number + 1 - half) // 2]
             if not len(members):
-                raise TrainingError(f"{total} are too few for two halves: hold more images out")
+                raise TrainingError(f"{total} images are too few for two halves: hold more images out")
             weights[half, members] = size / total / len(members)
     images = np.flatnonzero(weights.any(axis=0))
     hits = (margins > 0).mean(axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,24 +137,10 @@ def sample_subnets(
     pilots = pilot_configurations(space)
     panel_path, views_path, pool_path = (folder / f"{name}.npz" for name in ("panel", "views", "pool"))
     if not panel_path.exists() or (settings.views and not views_path.exists()):
-        print(f"choosing {settings.images} of {len(held_out)} images by {_PILOT} subnets")
-        pilot = np.stack([measure_margins(one, held_out) for one in pilots])
-        panel = choose_panel(pilot, settings.images, seeded(settings.seed, "order", 0))
+        panel, panel_of_views = _choose_panels(settings, held_out, pilots, measure_margins)
         panel.save(panel_path)
-        if settings.views:
-            count = round(settings.views * settings.images)
-            print(f"choosing {count} of {VIEWS * len(held_out)} views")
-            shown = [
-                np.stack([measure_margins(one, _view(held_out, index)) for one in pilots])
-                for index in range(VIEWS)
-            ]
-            choose_panel(
-                np.concatenate(shown, axis=1),
-                count,
-                seeded(settings.seed, "views", 0),
-                halves=np.tile(panel.halves(len(held_out)), VIEWS),
-                level=float((pilot > 0).mean()),
-            ).save(views_path)
+        if panel_of_views is not None:
+            panel_of_views.save(views_path)
     if settings.drawn and not pool_path.exists():
         size = min(_POOL_DRAWS * settings.drawn, len(train))
         print(f"finding out how easy {size} training images are by {_POOL_PILOT} subnets")
@@ -164,22 +150,22 @@ def sample_subnets(
     panel = Panel.load(panel_path)
     pool = ImagePool.load(pool_path, settings.drawn) if settings.drawn else None
     judges = chosen(held_out, panel.images)
-    views_panel = Panel.load(views_path) if settings.views else None
-    if views_panel is not None:
-        of_view, image = np.divmod(views_panel.images, len(held_out))
+    panel_of_views = Panel.load(views_path) if settings.views else None
+    if panel_of_views is not None:
+        of_view, image = np.divmod(panel_of_views.images, len(held_out))
         others = [
             _view(chosen(held_out, image[of_view == index]), index) for index in np.unique(of_view).tolist()
         ]
-    view_count = 0 if views_panel is None else len(views_panel.images)
+    view_count = 0 if panel_of_views is None else len(panel_of_views.images)
 
     def measure(one: Wanted) -> dict[str, Any]:
         judged = measure_margins(one.configuration, judges)
         plain = panel.accuracies(judged)
         half, smooth = plain, panel.smooth_accuracy(judged)
-        if views_panel is not None:
+        if panel_of_views is not None:
             judged = np.concatenate([measure_margins(one.configuration, each) for each in others])
-            half = (plain + VIEWS * views_panel.accuracies(judged)) / (1 + VIEWS)
-            smooth = (smooth + VIEWS * views_panel.smooth_accuracy(judged)) / (1 + VIEWS)
+            half = (plain + VIEWS * panel_of_views.accuracies(judged)) / (1 + VIEWS)
+            smooth = (smooth + VIEWS * panel_of_views.smooth_accuracy(judged)) / (1 + VIEWS)
         if pool is not None:
             drawn = pool.draw(seeded(settings.seed, "draws", one.draw + one.index))
             smooth = pool.accuracy(drawn, measure_margins(one.configuration, chosen(train, drawn)))
@@ -211,6 +197,34 @@ def sample_subnets(
         images=len(panel.images) + view_count + settings.drawn,
         shard=shard,
     )
+
+
+def _choose_panels(
+    settings: SamplingSettings,
+    held_out: LabelledImages,
+    pilots: Sequence[SubnetConfiguration],
+    measure_margins: Callable[[SubnetConfiguration, LabelledImages], NDArray[np.float32]],
+) -> tuple[Panel, Panel | None]:
+    """That of the images, and that of their views if any are asked for: the k-th of N images has the index
+    v x N + k in its v-th view."""
+    print(f"choosing {settings.images} of {len(held_out)} images by {len(pilots)} subnets")
+    pilot = np.stack([measure_margins(one, held_out) for one in pilots])
+    panel = choose_panel(pilot, settings.images, seeded(settings.seed, "order", 0))
+    if not settings.views:
+        return panel, None
+    count = round(settings.views * settings.images)
+    print(f"choosing {count} of {VIEWS * len(held_out)} views")
+    shown = [
+        np.stack([measure_margins(one, _view(held_out, index)) for one in pilots]) for index in range(VIEWS)
+    ]
+    panel_of_views = choose_panel(
+        np.concatenate(shown, axis=1),
+        count,
+        seeded(settings.seed, "views", 0),
+        halves=np.tile(panel.halves(len(held_out)), VIEWS),
+        level=float((pilot > 0).mean()),
+    )
+    return panel, panel_of_views
 
 
 def _view(images: LabelledImages, index: int) -> LabelledImages:

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from eqnet_core.training.data import ImageData, load_data
+from tests.support.brief_training import FLOAT, SUPERNET, trained_run
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,9 @@ def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(digits_file: Path) -> ImageData:
     """96 training, 64 held-out, 40 test images."""
     return load_data(digits_file, input_shape=(3, 32, 32), held_out=64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def trained(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of the first two stages."""
+    return trained_run(digits, tmp_path_factory.mktemp("run"), FLOAT, SUPERNET)
