@@ -52,9 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
             if name in ("pretrain", "supernet", "ablations"):  # the others measure a supernet, which has one
                 command.add_argument("--architecture", default="resnet20", choices=sorted(ARCHITECTURES))
-            command.add_argument(
-                "--held-out", type=int, default=5000, help="training images kept for choices and samples"
-            )
+            _add_split(command)
             command.add_argument(
                 "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
             )
@@ -182,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--views",
         type=float,
         default=USUAL_VIEWS,
-        help="for each of these, mirrored and shifted views of held-out images that judge with them",
+        help="for each of these, views of held-out images, mirrored and shifted, that judge with them",
     )
     command.add_argument(
         "--drawn",
@@ -211,8 +209,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="augmented training images to put into the bundle, to calibrate each subnet with them",
     )
     command.add_argument("--data", type=Path, help="where those images are")
-    command.add_argument("--held-out", type=int, default=5000, help="as in the other stages")
+    _add_split(command)
     return parser
+
+
+def _add_split(command: argparse.ArgumentParser) -> None:
+    """What every stage with images must be given alike."""
+    command.add_argument(
+        "--held-out", type=int, default=5000, help="training images kept for choices and samples"
+    )
+    command.add_argument(
+        "--no-mirror",
+        action="store_true",
+        help="never mirror images: for digits, signs, … that show another class in a mirror, or none",
+    )
 
 
 def _add_sharing(command: argparse.ArgumentParser) -> None:

@@ -123,7 +123,7 @@ def resized(images: Tensor, side: int) -> Tensor:
 
 def augmented(batch: LabelledImages, data: ImageData, generator: torch.Generator) -> Tensor:
     """The images of `batch` cropped, flipped and normalised: float32 [B, C, H, W]."""
-    return normalise(crop_and_flip(batch.images, generator), data.mean, data.std)
+    return normalise(crop_and_flip(batch.images, generator, mirror=data.mirror), data.mean, data.std)
 
 
 def calibration_batches(

@@ -87,6 +87,7 @@ def _run(options: argparse.Namespace) -> None:
         held_out=options.held_out,
         # The split must be the same in every stage, whatever seed a stage is given.
         seed=0,
+        mirror=not options.no_mirror,
     )
     float_weights = run / "float" / WEIGHTS
     if options.stage in ("pretrain", "supernet"):
@@ -375,7 +376,13 @@ def _calibration_images(
         return None
     if options.data is None:
         raise TrainingError("calibration images asked for, but no --data to take them from")
-    data = load_data(options.data, input_shape=supernet.input.shape, held_out=options.held_out, seed=0)
+    data = load_data(
+        options.data,
+        input_shape=supernet.input.shape,
+        held_out=options.held_out,
+        seed=0,
+        mirror=not options.no_mirror,
+    )
     load_trained(run / "supernet", data)  # which refuses other images
     if not 0 < options.calibration_images <= len(data.train):
         raise TrainingError(
@@ -384,7 +391,7 @@ def _calibration_images(
     order = seeded(options.seed, "calibration", 0).permutation(len(data.train))
     drawn = data.train.subset(torch.from_numpy(order[: options.calibration_images]))
     generator = torch_seeded(options.seed, "calibration", 0)
-    images: NDArray[np.uint8] = crop_and_flip(drawn.images, generator).numpy()
+    images: NDArray[np.uint8] = crop_and_flip(drawn.images, generator, mirror=data.mirror).numpy()
     return images
 
 

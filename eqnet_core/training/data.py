@@ -40,7 +40,10 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Images to train on, images held out of them for every choice, and test images for reports."""
+    """Images to train on, images held out of them for every choice, and test images for reports.
+
+    `mirror`: whether the mirror image of each shows the same class, so that augmentation may show it.
+    """
 
     train: LabelledImages
     held_out: LabelledImages
@@ -48,21 +51,23 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    mirror: bool = True
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:…` of the images and labels of every part: the same data, split alike."""
+        """`sha256:…` of the images and labels of every part: the same data, split alike, and shown alike."""
         parts = {"train": self.train, "held_out": self.held_out, "test": self.test}
-        return tensors_digest(
-            {
-                f"{name}.{what}": getattr(part, what).numpy()
-                for name, part in parts.items()
-                for what in ("images", "labels")
-            }
-        )
+        tensors = {
+            f"{name}.{what}": getattr(part, what).numpy()
+            for name, part in parts.items()
+            for what in ("images", "labels")
+        }
+        return tensors_digest(tensors) if self.mirror else tensors_digest(tensors, kind="not mirrored")
 
 
-def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, seed: int) -> ImageData:
+def load_data(
+    path: Path, *, input_shape: tuple[int, int, int], held_out: int, seed: int, mirror: bool = True
+) -> ImageData:
     """Read a data set and hold `held_out` training images out, drawn with `seed`, the same for every stage.
 
     `path` is one of
@@ -127,6 +132,7 @@ def load_data(path: Path, *, input_shape: tuple[int, int, int], held_out: int, s
         classes=classes,
         mean=tuple(round(float(value), 4) for value in mean),
         std=std,
+        mirror=mirror,
     )
 
 

@@ -22,7 +22,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 
 _ORIGINS = {
-    "data": "other images, or another split of them (--data, --held-out)",
+    "data": "other images, or another split of them, or (not) mirrored (--data, --held-out, --no-mirror)",
     "float": "another float network",
     "supernet": "another supernet",
     "statistics": "other predicted statistics",

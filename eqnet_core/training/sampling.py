@@ -137,7 +137,9 @@ def sample_subnets(
     pilots = pilot_configurations(space)
     panel_path, views_path, pool_path = (folder / f"{name}.npz" for name in ("panel", "views", "pool"))
     if not panel_path.exists() or (settings.views and not views_path.exists()):
-        panel, panel_of_views = _choose_panels(settings, held_out, pilots, measure_margins)
+        panel, panel_of_views = _choose_panels(
+            settings, held_out, pilots, measure_margins, mirror=data.mirror
+        )
         panel.save(panel_path)
         if panel_of_views is not None:
             panel_of_views.save(views_path)
@@ -154,7 +156,8 @@ def sample_subnets(
     if panel_of_views is not None:
         of_view, image = np.divmod(panel_of_views.images, len(held_out))
         others = [
-            _view(chosen(held_out, image[of_view == index]), index) for index in np.unique(of_view).tolist()
+            _view(chosen(held_out, image[of_view == index]), index, mirror=data.mirror)
+            for index in np.unique(of_view).tolist()
         ]
     view_count = 0 if panel_of_views is None else len(panel_of_views.images)
 
@@ -204,6 +207,8 @@ def _choose_panels(
     held_out: LabelledImages,
     pilots: Sequence[SubnetConfiguration],
     measure_margins: Callable[[SubnetConfiguration, LabelledImages], NDArray[np.float32]],
+    *,
+    mirror: bool,
 ) -> tuple[Panel, Panel | None]:
     """That of the images, and that of their views if any are asked for: the k-th of N images has the index
     v x N + k in its v-th view."""
@@ -215,7 +220,8 @@ def _choose_panels(
     count = round(settings.views * settings.images)
     print(f"choosing {count} of {VIEWS * len(held_out)} views")
     shown = [
-        np.stack([measure_margins(one, _view(held_out, index)) for one in pilots]) for index in range(VIEWS)
+        np.stack([measure_margins(one, _view(held_out, index, mirror=mirror)) for one in pilots])
+        for index in range(VIEWS)
     ]
     panel_of_views = choose_panel(
         np.concatenate(shown, axis=1),
@@ -227,8 +233,8 @@ def _choose_panels(
     return panel, panel_of_views
 
 
-def _view(images: LabelledImages, index: int) -> LabelledImages:
-    return LabelledImages(images=view(images.images, index), labels=images.labels)
+def _view(images: LabelledImages, index: int, *, mirror: bool) -> LabelledImages:
+    return LabelledImages(images=view(images.images, index, mirror=mirror), labels=images.labels)
 
 
 def pilot_configurations(space: SearchSpace) -> list[SubnetConfiguration]:

@@ -91,8 +91,8 @@ def check_split(described: Mapping[str, Any], data: ImageData) -> None:
     """
     if described.get("data", data.digest) != data.digest:
         raise TrainingError(
-            "what the training is to begin with was trained on other images, or another split of them: "
-            "repeat its --data and --held-out"
+            "what the training is to begin with was trained on other images, or another split of them, or "
+            "(not) on mirrored ones: repeat its --data, --held-out and --no-mirror"
         )
 
 

@@ -143,7 +143,9 @@ def test_every_option_of_a_training_is_used(
         options += ["--subnet-weights", "2", "1", "0.5"]
     asked = [stage, "--run", str(tmp_path), "--data", str(digits_file), "--held-out", "64", *options]
     main([*asked, "--no-compile", "--sizes", "16x2", "--start", "begun", "--teacher", "one", "two"])
-    ((data, *_, given, _, named),) = called
+    main([*asked, "--no-mirror"])
+    ((data, *_, given, _, named), (unmirrored, *_)) = called
     assert given == expected
     assert named == {"start_run": Path("begun"), "teacher_runs": [Path("one"), Path("two")]}
     assert len(data.held_out.labels) == 64
+    assert (data.mirror, unmirrored.mirror) == (True, False)

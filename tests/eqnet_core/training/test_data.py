@@ -1,6 +1,7 @@
 """Reading the three layouts, the held-out split, augmentation and batches."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.augmentation import crop_and_flip, cutmix
-from eqnet_core.training.batches import Batches, ImageSizes
-from eqnet_core.training.data import ImageData, load_data, normalise
+from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches
+from eqnet_core.training.data import ImageData, LabelledImages, load_data, normalise
 
 SHAPE = (3, 32, 32)
 
@@ -106,6 +107,21 @@ def test_an_image_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_images_and_split(digits_file: Path, digits: ImageData) -> None:
     again, other = (load_data(digits_file, input_shape=SHAPE, held_out=n, seed=0) for n in (64, 63))
     assert again.digest == digits.digest != other.digest
+    unmirrored = load_data(digits_file, input_shape=SHAPE, held_out=64, seed=0, mirror=False)
+    assert unmirrored.digest not in (digits.digest, other.digest)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_only_images_that_may_be_mirrored_are(digits: ImageData, mirror: bool) -> None:
+    """In training and in calibration: bright to the left, dark to the right, as long as nothing mirrors."""
+    ramp = torch.arange(255, -1, -8).to(torch.uint8).expand(96, 3, 32, 32)
+    data = replace(digits, train=LabelledImages(images=ramp, labels=digits.train.labels), mirror=mirror)
+    batches = Batches(data, batch_size=96, seed=0, device=torch.device("cpu"))
+    calibrating = calibration_batches(data, images=96, seed=0, index=0, device=torch.device("cpu"))
+    for images in (batches.at(0)[0], *calibrating):
+        falling = images[:, 0, 8, 8] > images[:, 0, 8, 24]
+        assert falling.all() == (not mirror)
+        assert falling.any()
 
 
 def test_crops_are_shifted_copies_half_of_them_mirrored() -> None:

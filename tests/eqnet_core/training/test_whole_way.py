@@ -23,7 +23,7 @@ def test_the_commands_lead_from_images_to_a_bundle_and_its_pages(
     run, out, bundle = tmp_path / "run", tmp_path / "docs", tmp_path / "bundles" / "digits"
 
     def stage(name: str, *options: object, data: bool = True) -> str:
-        images = ("--data", digits_file, "--held-out", 64) if data else ()
+        images = ("--data", digits_file, "--held-out", 64, "--no-mirror") if data else ()
         main([str(part) for part in (name, "--run", run, *images, *options)])
         return capsys.readouterr().out.splitlines()[-1]
 
