@@ -101,8 +101,10 @@ def evolve(
     nursery = _Nursery(genome, limits, population, generator)
     census = _Census(genome, len(limits), population, fitness)
     polish = Polish(genome, limits, census.fitness)
-    rounds = int(polishing * generations) * population // polish.evaluations
-    bred = generations - -(-rounds * polish.evaluations // population)
+    reserved = int(polishing * generations)
+    if reserved * population < polish.evaluations:
+        reserved = 0
+    bred = generations - reserved
     final = bred - max(PATIENCE, round(FINAL_SHARE * bred))
     settled: list[Population] = []
     current, stale = Population.best([census.judge(nursery.first())], population), 0
@@ -121,8 +123,11 @@ def evolve(
         improved = (children.scores.max(axis=0) > current.scores[0]).any()
         stale = 0 if improved else stale + 1
         current = Population.best([current, children], population)
-    best = Population.best([*settled, current], 1)
-    codes, scores = polish.improve(best.codes, best.scores[0], rounds=rounds)
+    starts = [Population.best([*settled, current], 1), *(each.first(1) for each in settled)]
+    codes, scores = polish.improve(
+        [(start.codes, start.scores[0]) for start in starts],
+        predictions=reserved * population * len(limits),
+    )
     if progress is not None:
         progress(1.0)
     return Evolved(codes=codes, fitness=scores, evaluations=census.evaluations)
