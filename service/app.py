@@ -41,12 +41,16 @@ from service.supernets.catalogue import SupernetCatalogue
 from service.supernets.endpoints import router as supernets
 from service.supernets.following import follow_bundles
 from service.tracing import telemetry
+from service.turns import Turns
 
 _LIST_BODY = 16 * 1024 * 1024
 """Bytes that a list of 10,000 configurations may have."""
 
 _COMPUTING = 2
 """Fronts and long lists of predictions that are computed at once; the others wait for their turn."""
+
+_WAITING = 16
+"""Of those others; a list that waits holds megabytes, and a front takes seconds."""
 
 _DESCRIPTION = """One quantised network per device: ask for a subnet that fits a device and a budget.
 Accuracies are fractions in [0, 1], sizes bytes, times seconds. `HEAD` works wherever `GET` does."""
@@ -142,7 +146,7 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Any]:
                 warm=WarmAnswers(store=store, metrics=metrics),
                 metrics=metrics,
                 evaluation=evaluation,
-                computing=asyncio.Semaphore(_COMPUTING),
+                turns=Turns(_COMPUTING, waiting=_WAITING),
             )
 
             async def replace_supernets(opened: SupernetCatalogue) -> None:

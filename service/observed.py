@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import answer_defect
+from service.errors import answer_defect, problem_response, unavailable
 from service.health.metrics import Metrics
 from service.logs import request_id, subnet_id
 from service.security.headers import secured
@@ -21,6 +23,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SUBNET_PATH = re.compile(rb"/subnets/([0-9a-f]{32})")
 _HUNG_UP = 499
 """The status counted where the client was gone before an answer began."""
+
+_ENDING = "this server is ending, and the answer takes longer than that: ask again"
 
 _WORTH_TELLING = frozenset({201, 202, 204, 401, 403, 429})
 """Logged at `info`, like every 5xx: something was built or deleted, or somebody was turned away."""
@@ -57,6 +61,12 @@ class Observed:
 
         try:
             await self._app(scope, receive, observe)
+        except ClientDisconnect:
+            pass  # nobody is there to answer
+        except asyncio.CancelledError:
+            # The server's, when its grace is over. Passed on, it would be a stack trace for each request.
+            if not status:
+                await problem_response(unavailable(_ENDING, code="ending"))(scope, receive, observe)
         except Exception as error:
             if status:  # half an answer is out: only the connection's end can tell
                 raise

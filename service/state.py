@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,13 +17,12 @@ from service.subnets.service import SubnetService
 from service.subnets.store import SubnetStore
 from service.subnets.warm import WarmAnswers
 from service.supernets.catalogue import SupernetCatalogue
+from service.turns import Turns
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceState:
-    """`evaluation` describes the operator's evaluation set, if there is one. `computing` is held by
-    what computes for seconds: threads that all do would keep every other request, and the probes, waiting.
-    """
+    """`evaluation` describes the operator's evaluation set, if there is one."""
 
     settings: Settings
     supernets: SupernetCatalogue
@@ -36,7 +34,7 @@ class ServiceState:
     predictions: DirectPredictions
     metrics: Metrics
     evaluation: EvaluationImages | None
-    computing: asyncio.Semaphore
+    turns: Turns
 
 
 async def _state(request: Request) -> ServiceState:  # async: FastAPI runs others in a thread

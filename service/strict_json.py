@@ -11,8 +11,11 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from service.errors import ProblemError
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """Escapes of halves of a pair, in pairs or not: they come from nowhere else, since UTF-8 has none."""
@@ -28,7 +31,7 @@ class StrictRequest(Request):
             if len(body) <= _LARGE:
                 self._strict = _loads(body)
             else:
-                async with self.app.state.service.computing:
+                async with self.app.state.service.turns.turn(self):
                     self._strict = await asyncio.to_thread(_loads, body)
         return self._strict
 
@@ -42,7 +45,13 @@ class StrictJsonRoute(APIRoute):
         async def strict(request: Request) -> Response:
             # A body is read from `receive` only once: whoever has done so passes its request on.
             strict_one = isinstance(request, StrictRequest)
-            return await handler(request if strict_one else StrictRequest(request.scope, request.receive))
+            try:
+                return await handler(request if strict_one else StrictRequest(request.scope, request.receive))
+            except HTTPException as error:
+                # FastAPI takes whatever is raised while a body is read for a fault of the body.
+                if isinstance(error.__cause__, ProblemError | ClientDisconnect):
+                    raise error.__cause__ from None
+                raise
 
         return strict
 

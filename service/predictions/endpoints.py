@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SkipValidation
 from pydantic_core import to_json
@@ -36,7 +37,7 @@ _BITS = Query(
 )
 
 _PART = 100
-"""Predictions of a list that are made at once."""
+"""Predictions of a list that are made at once; longer lists are made in turn."""
 
 _ACCEPTED = Query(
     max_length=100, description="Bits that the device accepts, comma-separated (default: 2 to 8)"
@@ -98,7 +99,7 @@ router.add_api_route(
     responses=problem_responses(413, 415, 422, 503),
 )
 async def predict_many(
-    queries: Annotated[PredictionQueries, SkipValidation, Body()], state: State
+    queries: Annotated[PredictionQueries, SkipValidation, Body()], state: State, request: Request
 ) -> Response:
     def answer() -> bytes:
         # In parts: all in one go would keep every other request waiting, and hold 100 MB.
@@ -109,7 +110,8 @@ async def predict_many(
             answers += map(to_json, part)
         return b"[%b]" % b",".join(answers)
 
-    async with state.computing:
+    long = isinstance(queries, list) and len(queries) > _PART
+    async with state.turns.turn(request) if long else nullcontext():
         return Response(await asyncio.to_thread(answer), media_type="application/json")
 
 
@@ -121,6 +123,7 @@ async def predict_many(
 )
 async def front(
     state: State,
+    request: Request,
     form: NamedForm,
     weight_bits: Annotated[str | None, _ACCEPTED] = None,
     activation_bits: Annotated[str | None, _ACCEPTED] = None,
@@ -136,7 +139,7 @@ async def front(
     )
     given = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     profile = resolve_query(query, bits_given=[name for name, bits in given.items() if bits is not None])
-    async with state.computing:
+    async with state.turns.turn(request):
         found = await asyncio.to_thread(pareto, factory, profile, axis=axis, points=points, seed=seed)
     return JSONResponse(found)
 

@@ -1,5 +1,6 @@
 """Every request leaves a name, a count, a log line and, where wanted, a span."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -14,6 +15,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from service.app import create_app
 from service.settings import Settings
@@ -79,6 +82,50 @@ def test_a_defect_is_a_problem_with_headers_and_a_log_entry(
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-request-id"]
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_what_the_end_of_the_server_cuts_short_is_told_to_ask_again(
+    app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[Message] = []
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        @app.get("/wait")
+        async def endpoint() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/wait", "query_string": b"", "headers": []}
+        asking = asyncio.create_task(app(scope, receive, send))
+        await begun.wait()
+        asking.cancel()
+        await asking
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    start, body = sent
+    assert (start["status"], json.loads(body["body"])["type"]) == (503, "urn:eqnet:problem:ending")
+    assert {b"retry-after", b"x-request-id"} <= dict(start["headers"]).keys()
+    assert [bool(record.exc_info) for record in caplog.records] == [False]
+
+
+def test_who_hung_up_before_an_answer_is_counted_as_such(app: FastAPI) -> None:
+    @app.get("/gone")
+    async def endpoint() -> None:
+        raise ClientDisconnect
+
+    with pytest.raises(AssertionError):  # httpx: no answer came
+        get(app, "/gone")
+    metrics = app.user_middleware[0].kwargs["metrics"]
+    assert 'route="/gone",status="499"' in metrics.exposition(queued=0, restarts=0).decode()
 
 
 def test_a_span_is_part_of_the_callers_trace(broken: FastAPI, spans: InMemorySpanExporter) -> None:

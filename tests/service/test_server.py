@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -65,6 +66,22 @@ def test_who_follows_a_build_is_sent_away_at_once(serve: Callable[..., Any]) -> 
     with server.client() as client, client.stream("GET", f"{location}/events") as stream:
         assert next(stream.iter_lines()) == "event: progress"
         assert client.delete(location).status_code == 204
+
+
+def test_fronts_that_the_end_cuts_short_are_told_to_ask_again(serve: Callable[..., Any]) -> None:
+    """Those that are computed, and those that wait for their turn."""
+    server = serve(shutdown_grace=1)
+    connections = [HTTPConnection(server.url.removeprefix("http://"), timeout=60) for _ in range(4)]
+    for seed, connection in enumerate(connections):
+        connection.request("GET", f"/pareto?device=fpga-mixed&points=100&seed={seed}")
+    with server.client() as client:
+        client.get("/health/live")  # it has read what came before
+    assert server.stop() in (0, -15)
+    answers = [connection.getresponse() for connection in connections]
+    assert [answer.status for answer in answers] == [503] * 4
+    assert all(answer.headers["Retry-After"] for answer in answers)
+    assert {json.load(answer)["type"] for answer in answers} == {"urn:eqnet:problem:ending"}
+    assert "Traceback" not in server.log()
 
 
 def test_what_is_nearly_done_is_finished(serve: Callable[..., Any]) -> None:

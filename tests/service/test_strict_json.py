@@ -9,6 +9,7 @@ from starlette.types import Message
 
 from service import strict_json
 from service.strict_json import StrictRequest, _loads
+from service.turns import Turns
 
 
 def test_json_is_read() -> None:
@@ -63,15 +64,14 @@ def test_long_bodies_are_read_in_a_thread_and_in_turn(
         return {"type": "http.request", "body": body}
 
     async def main() -> tuple[Any, bool]:
-        computing = asyncio.Semaphore(1)
-        app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(computing=computing)))
-        await computing.acquire()
+        turns = Turns(1, waiting=1)
+        app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(turns=turns)))
         request = StrictRequest({"type": "http", "headers": [], "app": app}, receive)
-        reading = asyncio.create_task(request.json())
-        for _ in range(10):
-            await asyncio.sleep(0)
-        waited = not reading.done()
-        computing.release()
+        async with turns.turn(request):
+            reading = asyncio.create_task(request.json())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            waited = not reading.done()
         return await reading, waited
 
     document, waited = asyncio.run(main())

@@ -1,9 +1,20 @@
 """`/predict-accuracy` and `/pareto` of a real server."""
 
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
+from starlette.types import Message
+
+from service.errors import ProblemError
+from service.predictions.endpoints import predict_many
+from service.supernets.catalogue import SupernetCatalogue
+from service.turns import Turns
 
 FORM = {
     "weight_granularity": "per_channel",
@@ -154,6 +165,28 @@ def test_of_a_list_full_of_faults_the_first_are_told(client: httpx.Client) -> No
 def test_what_is_no_list_of_queries_is_told(client: httpx.Client, body: str) -> None:
     response = client.post("/predict-accuracy", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422, response.text
+
+
+def test_only_long_lists_wait_for_their_turn(bundle: Path) -> None:
+    query = FORM | {"weight_bits": 3, "activation_bits": 4}
+    request = Request({"type": "http"}, _nobody_hangs_up)
+
+    async def main() -> None:
+        turns = Turns(1, waiting=0)
+        state: Any = SimpleNamespace(supernets=SupernetCatalogue.open([str(bundle)]), turns=turns)
+        async with turns.turn(request):
+            answer = await predict_many([query] * 100, state, request)  # type: ignore[arg-type]
+            assert len(json.loads(answer.body)) == 100
+            with pytest.raises(ProblemError) as raised:
+                await predict_many([query] * 101, state, request)  # type: ignore[arg-type]
+        assert raised.value.status == 503
+
+    asyncio.run(main())
+
+
+async def _nobody_hangs_up() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 def test_the_front_rises_with_the_budget(client: httpx.Client) -> None:
