@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from eqnet_core.errors import TrainingError
@@ -17,6 +23,9 @@ from eqnet_core.training.run import tensors_digest
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+
+_DAMAGED = (EOFError, OSError, RuntimeError, TokenError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises at `.npz` files with bytes changed or missing: of each, one was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +81,7 @@ def load_data(
 
     `path` is one of
     - an `.npz` file with `x_train, y_train, x_test, y_test` (uint8 [N, C, H, W] and integer labels [N]),
-      optionally `classes`, their names ("0", "1", … without);
+      optionally `classes`, their names in UTF-8 or Unicode ("0", "1", … without);
     - a folder in which torchvision's `CIFAR10` class finds its download (`cifar-10-batches-py`);
     - a folder with `train/` and `test/` (or `val/`), each a torchvision `ImageFolder`; images are resized
       to `input_shape` and kept in memory.
@@ -80,13 +89,13 @@ def load_data(
     `mean` and `std` are those of the training images, per channel, of pixels in [0, 1].
 
     Raises:
-        TrainingError: nothing of the three is at `path`, an image cannot be read, or shapes and labels do not
-            fit.
+        TrainingError: nothing of the three is at `path`, an image cannot be read or has more than 8 bits a
+            channel, or shapes, labels and names of classes do not fit.
     """
     if path.suffix == ".npz" and path.is_file():
         try:
             train, test, classes = _read_npz(path)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise TrainingError(f"{path} is not an .npz file of arrays, or is damaged: {error}") from error
     elif (path / "cifar-10-batches-py").is_dir() or (path / "train").is_dir():
         try:
@@ -106,8 +115,12 @@ def load_data(
             raise TrainingError(
                 f"images at {path} are {tuple(part.images.shape[1:])}, the network takes {input_shape}"
             )
-        if len(part) == 0 or int(part.labels.min()) < 0 or int(part.labels.max()) >= len(classes):
-            raise TrainingError(f"labels at {path} must be 0..{len(classes) - 1}, with at least one image")
+        if len(part) == 0:
+            raise TrainingError(
+                f"images at {path}: there must be at least one to train on and one to test on"
+            )
+        if int(part.labels.min()) < 0 or int(part.labels.max()) >= len(classes):
+            raise TrainingError(f"labels at {path} must be 0..{len(classes) - 1}")
     if not 0 < held_out < len(train):
         raise TrainingError(f"cannot hold {held_out} of {len(train)} training images out: choose fewer")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
@@ -145,7 +158,10 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with path.open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, NpzFile):
+            raise ValueError("it holds one array without a name")
         missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays.files)
         if missing:
             raise TrainingError(f"{path} has no {', '.join(sorted(missing))}")
@@ -164,11 +180,20 @@ def _read_npz(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ..
                 )
             )
         if "classes" in arrays.files:
-            classes = tuple(str(name) for name in arrays["classes"])
+            classes = _class_names(arrays["classes"], path)
         else:
-            count = int(parts[0].labels.max()) + 1
+            count = max(parts[0].labels.tolist(), default=-1) + 1
             classes = tuple(str(index) for index in range(count))
     return parts[0], parts[1], classes
+
+
+def _class_names(names: NDArray[Any], path: Path) -> tuple[str, ...]:
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8")
+    classes = tuple(str(name) for name in names.flat)
+    if names.ndim != 1 or not all(classes) or len(set(classes)) < len(classes):
+        raise TrainingError(f"classes in {path} must be a list of names, none of them empty and none twice")
+    return classes
 
 
 def _read_torchvision_cifar10(path: Path) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
@@ -195,10 +220,20 @@ def _read_image_folder(
     for part in ("train", second):
         if not (path / part).is_dir():
             raise TrainingError(f"{path} has train/ but neither test/ nor val/")
-        folder = ImageFolder(str(path / part), transform=transform)
+        folder = ImageFolder(str(path / part), transform=transform, loader=_read_image)
         names.append(tuple(folder.classes))
         images = torch.stack([folder[index][0] for index in range(len(folder))])
         parts.append(LabelledImages(images=images, labels=torch.tensor(folder.targets)))
     if names[0] != names[1]:
         raise TrainingError(f"train/ and {second}/ in {path} hold different classes")
     return parts[0], parts[1], names[0]
+
+
+def _read_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # of which `convert` would make nearly white ones
+                raise TrainingError(f"the image {path} has more than 8 bits a channel: convert it to 8")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, if damaged
+        raise TrainingError(f"the image {path} cannot be read: {error}") from error

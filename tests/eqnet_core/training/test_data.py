@@ -1,6 +1,8 @@
 """Reading the three layouts, the held-out split, augmentation and batches."""
 
+import io
 import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,16 +93,50 @@ def test_labels_must_be_one_whole_number_an_image(tmp_path: Path, labels: np.nda
 def test_classes_are_named_by_the_file_alone(tmp_path: Path, digits_file: Path) -> None:
     assert load_data(digits_file, input_shape=SHAPE, held_out=4, seed=0).classes == tuple("0123456789")
     with np.load(digits_file) as arrays:
-        np.savez(tmp_path / "named.npz", classes=list("abcdefghij"), **arrays)
-    named = load_data(tmp_path / "named.npz", input_shape=SHAPE, held_out=4, seed=0)
-    assert named.classes == tuple("abcdefghij")
+        for names in (list("abcdefghiß"), np.array([name.encode() for name in "abcdefghiß"])):
+            np.savez(tmp_path / "named.npz", classes=names, **arrays)
+            named = load_data(tmp_path / "named.npz", input_shape=SHAPE, held_out=4, seed=0)
+            assert named.classes == tuple("abcdefghiß")
 
 
-def test_an_image_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part / "cat").mkdir(parents=True)
-        (tmp_path / part / "cat" / "1.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match="cannot be read"):
+@pytest.mark.parametrize(
+    "names",
+    ["abcdefghij", ["a"] * 10, [*"abcdefghi", ""], [["a", "b"]] * 10, [b"a", b""] * 5],
+    ids=["one text", "all the same", "an empty one", "two each", "bytes"],
+)
+def test_names_of_classes_must_be_told_apart(tmp_path: Path, digits_file: Path, names: object) -> None:
+    with np.load(digits_file) as arrays:
+        np.savez(tmp_path / "named.npz", classes=np.array(names), **arrays)
+    with pytest.raises(TrainingError, match="must be a list of names, none of them empty and none twice"):
+        load_data(tmp_path / "named.npz", input_shape=SHAPE, held_out=4, seed=0)
+
+
+def encoded(image: Image.Image) -> bytes:
+    """As TIFF, which has all of Pillow's modes."""
+    file = io.BytesIO()
+    image.save(file, format="tiff")
+    return file.getvalue()
+
+
+HUGE = b"BM" + struct.pack("<IIIIiiHHIIIIII", 58, 0, 54, 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"no image", "cannot be read"),
+        (HUGE, r"cannot be read: Image size \(400000000 pixels\) exceeds"),
+        (encoded(Image.new("I;16", (50, 40), 999)), "more than 8 bits a channel: convert it to 8"),
+        (encoded(Image.new("F", (50, 40), 0.5)), "more than 8 bits a channel: convert it to 8"),
+    ],
+    ids=["no image", "huge", "16 bits", "32 bits"],
+)
+def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "train" / "cat" / "1.tiff"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=f"the image {path} .*{problem}"):
         load_data(tmp_path, input_shape=SHAPE, held_out=1, seed=0)
 
 
@@ -205,7 +241,26 @@ def test_every_image_comes_once_an_epoch_at_the_epochs_size(digits: ImageData) -
 
 def test_a_damaged_file_says_so(digits_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "images.npz"
-    for content in (digits_file.read_bytes()[:-50], b"no zip"):
+    whole = digits_file.read_bytes()
+    with np.load(digits_file) as arrays:
+        np.savez_compressed(path, **arrays)
+        compressed = bytearray(path.read_bytes())
+        array = io.BytesIO()
+        np.save(array, arrays["x_train"])
+    compressed[1000:1040] = b"\xff" * 40
+    encrypted = whole.replace(b"PK\x01\x02\x2d\x03\x2d\x00\x00", b"PK\x01\x02\x2d\x03\x2d\x00\x01")
+    header = whole.replace(b"(160, 3, 32, 32)", b"(160, 3, 32, 32(")
+    for content in (whole[:-50], b"no zip", b"", array.getvalue(), bytes(compressed), encrypted, header):
+        assert content != whole
         path.write_bytes(content)
         with pytest.raises(TrainingError, match="is damaged"):
             load_data(path, input_shape=SHAPE, held_out=4, seed=0)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_without_images_is_refused(digits_file: Path, tmp_path: Path, part: str) -> None:
+    with np.load(digits_file) as arrays:
+        none = {name: arrays[name][:0] for name in (f"x_{part}", f"y_{part}")}
+        np.savez(tmp_path / "a.npz", **{**arrays, **none})
+    with pytest.raises(TrainingError, match="at least one to train on and one to test on"):
+        load_data(tmp_path / "a.npz", input_shape=SHAPE, held_out=4, seed=0)
