@@ -111,6 +111,11 @@ def problem_of(error: EqnetError, *, prefix: str = "", status: int = 422) -> Pro
     return ProblemError(status, error.code, detail, errors=errors, extra=extra)
 
 
+def invalid_request(errors: Sequence[tuple[str, str]]) -> ProblemError:
+    """422, for pointers into the request and what to change there."""
+    return ProblemError(422, "invalid-request", _first_of(errors), errors=errors)
+
+
 def _first_of(errors: Sequence[tuple[str, str]]) -> str:
     pointer, reason = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -152,15 +157,21 @@ async def _answer_library_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    errors: list[tuple[str, str]] = []
-    for entry in error.errors()[:50]:
-        if entry["type"] == "json_invalid":
-            reason = entry.get("ctx", {}).get("error", "")
-            errors.append(("", f"the body is not JSON: {reason}"))
-        else:
-            errors.append((json_pointer(entry["loc"]), entry["msg"].removeprefix("Value error, ")))
-    detail = _first_of(errors) if errors else "the request is malformed"
-    return problem_response(ProblemError(422, "invalid-request", detail, errors=errors))
+    return problem_response(invalid_request([_pointed(entry) for entry in error.errors()[:50]]))
+
+
+def _pointed(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Pointer and detail of one of pydantic's errors; its own words where they say what to change."""
+    pointer = json_pointer(entry["loc"])
+    match entry["type"]:
+        case "json_invalid":
+            return "", f"the body cannot be read as JSON: {entry['ctx']['error']}"
+        case "missing" if pointer:
+            return pointer, "is required"
+        case "missing":
+            return "", "a body is required: send JSON, as /docs shows it"
+        case _:
+            return pointer, entry["msg"].removeprefix("Value error, ")
 
 
 async def _answer_http(_: Request, error: Exception) -> JSONResponse:

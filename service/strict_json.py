@@ -24,6 +24,10 @@ _LARGE = 64 * 1024
 """Bytes; longer bodies are read in a thread, and in turn: everybody else would wait for a second."""
 
 
+_DIGITS = 400
+"""Of an integer; more than any number here may have, or a float can hold."""
+
+
 class StrictRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_strict"):
@@ -77,7 +81,7 @@ def _loads(body: bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # of the hooks, and of integers with thousands of digits
+    except ValueError as error:  # of the hooks
         raise json.JSONDecodeError(str(error), "", 0) from error
     return document
 
@@ -93,6 +97,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(text: str) -> int:
     """Not `int` itself: only where Python code runs do other threads get their turn."""
+    if len(text) > _DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits: give it at most {_DIGITS}")
     return int(text)
 
 

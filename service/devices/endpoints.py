@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from service.devices.resolve import catalogue
 from service.devices.schemas import DeviceList, DeviceSchema
 from service.errors import not_found, problem_responses
+from service.parameters import EACH_KNOWN_AND_ONCE
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(tags=["devices"], dependencies=[EACH_KNOWN_AND_ONCE], responses=problem_responses(422))
 
 
 @router.get("/devices", summary="The device catalogue", response_model=DeviceList)

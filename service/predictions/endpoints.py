@@ -15,6 +15,7 @@ from eqnet_core.pareto import MAX_POINTS, FrontAxis
 from eqnet_core.profile import MAX_SEED
 from eqnet_core.space import BIT_WIDTHS
 from service.errors import problem_responses
+from service.parameters import EACH_KNOWN_AND_ONCE
 from service.predictions.direct import DirectRoute
 from service.predictions.predict import pareto, predict, read_bits, resolve_query
 from service.predictions.schemas import (
@@ -28,7 +29,7 @@ from service.predictions.schemas import (
 from service.state import State
 from service.strict_json import StrictJsonRoute
 
-router = APIRouter(tags=["predictions"], route_class=StrictJsonRoute)
+router = APIRouter(tags=["predictions"], route_class=StrictJsonRoute, dependencies=[EACH_KNOWN_AND_ONCE])
 
 _BITS = Query(
     max_length=4000,
@@ -103,14 +104,15 @@ async def predict_many(
 ) -> Response:
     def answer() -> bytes:
         # In parts: all in one go would keep every other request waiting, and hold 100 MB.
-        checked = PredictionQueries.in_parts(queries)
+        checked = PredictionQueries.in_parts(document)
         answers: list[bytes] = []
         for start in range(0, len(checked), _PART):
             part = predict(checked[start : start + _PART], state.supernets, position=start)
             answers += map(to_json, part)
         return b"[%b]" % b",".join(answers)
 
-    long = isinstance(queries, list) and len(queries) > _PART
+    document: Any = queries  # as it came
+    long = isinstance(document, list) and len(document) > _PART
     async with state.turns.turn(request) if long else nullcontext():
         return Response(await asyncio.to_thread(answer), media_type="application/json")
 

@@ -20,7 +20,7 @@ from eqnet_core.space import (
     configuration_to_json,
 )
 from service.devices.resolve import resolve_profile
-from service.errors import ProblemError, problem_of
+from service.errors import ProblemError, invalid_request, problem_of
 from service.predictions.schemas import MAX_LAYERS, PredictionQuery
 from service.supernets.catalogue import SupernetCatalogue
 
@@ -180,7 +180,7 @@ def _bits(value: int | list[int], space: SearchSpace, pointer: str) -> tuple[int
 
 
 def _invalid(pointer: str, detail: str) -> ProblemError:
-    return ProblemError(422, "invalid-request", f"{pointer}: {detail}", errors=[(pointer, detail)])
+    return invalid_request([(pointer, detail)])
 
 
 def read_bits(text: str, pointer: str) -> int | list[int]:

@@ -20,6 +20,7 @@ from eqnet_core.search import check_feasible
 from eqnet_core.space import configuration_from_json, configuration_to_json
 from service.devices.resolve import named_device, resolve_profile
 from service.errors import ProblemError, json_pointer, not_found, problem_of, problem_responses
+from service.parameters import EACH_KNOWN_AND_ONCE
 from service.state import ServiceState, State
 from service.subnets.content import file_response
 from service.subnets.order import SearchOrder, SubnetOrder, is_subnet_id
@@ -80,6 +81,7 @@ async def ask(
     "/subnets",
     summary="Subnets, newest first",
     response_model=SubnetPage,
+    dependencies=[EACH_KNOWN_AND_ONCE],
     responses=problem_responses(422, 503),
 )
 async def page(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from eqnet_core.profile import LARGEST_BOUND, MAX_GENERATIONS, MAX_POPULATION, MAX_PREDICTIONS, MAX_SEED
 
@@ -41,6 +42,21 @@ class Strict(BaseModel):
     """No coercion, no unknown members, no NaN or infinity."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, document: Any) -> Any:
+        """pydantic, after this, would not say what is known."""
+        known = cls.model_fields
+        if isinstance(document, dict) and not known.keys() >= document.keys():
+            reason = PydanticCustomError(
+                "unknown_member", "is not known here: use {known}", {"known": ", ".join(known)}
+            )
+            surplus = [name for name in document if name not in known]
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": reason, "loc": (name,), "input": None} for name in surplus[:50]]
+            )
+        return document
 
 
 class WeightProfile(Strict):

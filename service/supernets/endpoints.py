@@ -10,10 +10,11 @@ from fastapi.responses import JSONResponse
 from eqnet_core.bundle import Bundle
 from eqnet_core.space import FIXED_BITS, FORMS
 from service.errors import problem_responses
+from service.parameters import EACH_KNOWN_AND_ONCE
 from service.state import State
 from service.supernets.schemas import SupernetList, SupernetSchema
 
-router = APIRouter(tags=["supernets"])
+router = APIRouter(tags=["supernets"], dependencies=[EACH_KNOWN_AND_ONCE], responses=problem_responses(422))
 
 
 @router.get("/supernets", summary="What is loaded", response_model=SupernetList)

@@ -65,6 +65,40 @@ def test_a_malformed_request_is_a_problem_that_says_what_to_change(
     assert "Traceback" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "content", "pointer", "advice"),
+    [
+        ("/subnets", b"", "", "a body is required: send JSON"),
+        ("/subnets", b"{", "", "cannot be read as JSON"),
+        (
+            "/subnets",
+            b'{"budget": {"model_bytes": %s}}' % (b"9" * 5001),
+            "",
+            "5001 digits: give it at most 400",
+        ),
+        ("/subnets", b'{"foo": 1}', "/foo", "is not known here: use supernet, device, profile, budget"),
+        (
+            "/subnets",
+            b'{"budget": {"bits": 4}}',
+            "/budget/bits",
+            "use weight_bits, activation_bits, model_by",
+        ),
+        ("/subnets", b'{"pinned": {"a": {"bits": 4}}}', "/pinned/a/bits", "use weight_bits, activation_bits"),
+        ("/predict-accuracy", b"[{}]", "/0/weight_bits", "is required"),
+        ("/predict-accuracy", b'[{"{x}": 1}]', "/0/{x}", "use supernet, device, weight_granularity"),
+    ],
+)
+def test_what_to_change_is_said(
+    client: httpx.Client, path: str, content: bytes, pointer: str, advice: str
+) -> None:
+    response = client.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["errors"][0]["pointer"] == pointer
+    assert advice in problem["errors"][0]["detail"]
+    assert advice in problem["detail"]
+
+
 def test_a_body_that_is_too_long_is_413_and_its_rest_is_not_read(client: httpx.Client) -> None:
     for content in (b" " * 70_000, iter([b" " * 40_000] * 3)):
         response = client.post("/subnets", content=content, headers={"Content-Type": "application/json"})

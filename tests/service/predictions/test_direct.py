@@ -28,13 +28,7 @@ LIST = "%2C".join("2345678234567823456")
 def test_both_ways_answer_the_same(client: httpx.Client, query: str) -> None:
     direct = client.get(f"/predict-accuracy?{query}")
     again = client.get(f"/predict-accuracy?{query}")
-    other = client.get(f"/predict-accuracy?{query}&unknown=makes-it-unusual")
+    other = client.get(f"/predict-accuracy?{query}{'+' * 1000}")  # spaces, that make it unusually long
     assert direct.status_code == other.status_code
     assert direct.content == again.content == other.content
     assert direct.headers["content-type"] == other.headers["content-type"]
-
-
-def test_a_repeated_parameter_takes_the_long_way(client: httpx.Client) -> None:
-    bits = "device=fpga-mixed&activation_bits=5"
-    repeated = client.get(f"/predict-accuracy?{bits}&weight_bits=3&weight_bits=4")
-    assert repeated.content == client.get(f"/predict-accuracy?{bits}&weight_bits=4").content
