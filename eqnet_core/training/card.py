@@ -7,6 +7,15 @@ from typing import Any
 
 from eqnet_core.bundle import CALIBRATION, Bundle
 
+STAGES: Mapping[str, str] = {
+    "float": "pretrain",
+    "supernet": "supernet",
+    "statistics": "statistics",
+    "samples": "sample",
+    "accuracies": "accuracies",
+}
+"""Folders whose settings the card tells, and the stages that write them."""
+
 _START = "start"
 _TEACHER = "teacher"
 _NOT_SHOWN = ("stage", "data", "float", "supernet", "statistics", "predictor", "checkpoint_seconds", _START)

@@ -30,7 +30,7 @@ from eqnet_core.training.arguments import build_parser
 from eqnet_core.training.augmentation import crop_and_flip
 from eqnet_core.training.batches import seeded, torch_seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
-from eqnet_core.training.card import card_page, told_once
+from eqnet_core.training.card import STAGES, card_page, told_once
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "report":
         print(f"wrote {write_report(run / 'prediction', options.out)}")
         return
-    device = torch.device(options.device)
+    device: torch.device = options.device
     data = load_data(
         options.data,
         input_shape=ARCHITECTURES[_architecture(options)].input_shape,
@@ -319,6 +319,10 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
         check_origins(run / "supernet", {"float": float_digest(weights)})
     for measured in ("float", "statistics", "samples", "prediction", "accuracies", "ranges"):
         check_origins(run / measured, origins)
+    stages = {
+        folder: told_once(_read_json(run / folder / "settings.json", stage))
+        for folder, stage in STAGES.items()
+    }
     statistics = load_statistics(run / "statistics")
     origins["statistics"] = tensors_digest(statistics.to_tensors())
     for measured in ("samples", "prediction"):
@@ -326,10 +330,6 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     accuracies = load_accuracies(run / "accuracies")
     quality = _read_json(run / "prediction" / "quality.json", "fit")
     statistics_quality = _read_json(run / "statistics" / "quality.json", "statistics")
-    stages = {
-        stage: told_once(_read_json(run / stage / "settings.json", stage))
-        for stage in ("float", "supernet", "statistics", "samples", "accuracies")
-    }
     # what is there, whatever was asked for last
     searched = quality.get("searched", {}).get("held_out", 0)
     stages["samples"] |= {"samples": quality["held_out"], "searched": searched}

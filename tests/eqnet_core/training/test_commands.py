@@ -29,6 +29,27 @@ def test_a_stage_without_the_one_before_says_so_in_one_line(
     ]
 
 
+def test_a_bundle_names_the_stage_to_run_first_as_it_is_called(
+    tmp_path: Path, supernet: Supernet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("float", "supernet", "statistics", "samples"):
+        (tmp_path / folder).mkdir()
+    save_trained(tmp_path / "supernet", supernet)
+    asked = ["bundle", "--run", str(tmp_path), "--out", str(tmp_path / "b"), "--data-description", "none"]
+    for folder, stage in (
+        ("float", "pretrain"),
+        ("supernet",) * 2,
+        ("statistics",) * 2,
+        ("samples", "sample"),
+    ):
+        missing = tmp_path / folder / "settings.json"
+        with pytest.raises(SystemExit):
+            main(asked)
+        said = f"error: {missing} is missing: run the {stage} stage first\n"
+        assert capsys.readouterr().err == said
+        missing.write_text("{}")
+
+
 @pytest.mark.parametrize("stage", ["statistics", "samples", "prediction", "accuracies", "ranges"])
 def test_a_bundle_is_not_made_of_measurements_of_another_supernet(
     tmp_path: Path, supernet: Supernet, stage: str, capsys: pytest.CaptureFixture[str]
