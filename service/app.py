@@ -88,7 +88,13 @@ def create_app(settings: Settings) -> FastAPI:
         limits={"/subnets": settings.max_body, "/predict-accuracy": _LIST_BODY},
         body_timeout=settings.body_timeout,
     )
-    app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=metrics)
+    app.add_middleware(
+        AccessControl,
+        keys=keys,
+        anonymous=settings.allow_anonymous,
+        rate=settings.rate_limit,
+        metrics=metrics,
+    )
     app.add_middleware(Observed, metrics=metrics)
     return app
 

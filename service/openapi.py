@@ -13,6 +13,9 @@ from service.errors import Problem, ProblemError, problem_response, problem_resp
 from service.security.access import is_public, needed_scope
 from service.security.key_file import KeysInForce
 
+_READ = ["get", "head"]
+"""Methods of the pages, which are not in the document."""
+
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -27,13 +30,13 @@ def install_document(app: FastAPI, keys: KeysInForce) -> None:
 def install_allowed_methods(app: FastAPI) -> None:
     """Make a 405 name all methods of its path; routes by themselves name only their own."""
     allowed = {
-        path: sorted({*operations, *(["head"] if "get" in operations else [])})
+        path: sorted({*operations, *(_READ if "get" in operations else [])})
         for path, operations in _paths(app).items()
     }
     patterns = [(compile_path(path)[0], methods) for path, methods in allowed.items()]
 
     async def answer(request: Request, error: Exception) -> Response:
-        methods = next((m for pattern, m in patterns if pattern.fullmatch(request.scope["path"])), ["get"])
+        methods = next((m for pattern, m in patterns if pattern.fullmatch(request.scope["path"])), _READ)
         names = ", ".join(method.upper() for method in methods)
         return problem_response(
             ProblemError(
@@ -91,7 +94,7 @@ def _complete(path: str, method: str, operation: dict[str, Any], keys_required: 
     if method == "POST":
         statuses += [408, 413, 415]
     if not is_public(path):
-        statuses += [401, 403, 429]
+        statuses += [401, 403, 421, 429]
         if keys_required:
             operation["security"] = [{name: []} for name in _SCHEMES]
             scope = needed_scope(method, path)

@@ -1,5 +1,5 @@
-"""Query parameters that a route does not have, or that are given twice: FastAPI itself ignores the former, and
-of the latter all but the last.
+"""Query parameters that a route does not have, or that are given twice: FastAPI itself ignores the former,
+and of the latter all but the last.
 """
 
 from __future__ import annotations

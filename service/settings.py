@@ -123,7 +123,9 @@ class Settings(BaseSettings):
         "(default: api-keys in the data folder, if there is one).",
     )
     allow_anonymous: bool = Field(
-        default=False, description="Listen beyond this machine without any API key too (default: refuse)."
+        default=False,
+        description="Listen beyond this machine, and under any name, without any API key too "
+        "(default: refuse).",
     )
     log_format: LogFormat = Field(
         default="text", description="`text` for people, or `json`: one object a line."

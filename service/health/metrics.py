@@ -41,7 +41,7 @@ class Metrics:
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.refused = Counter(
             "eqnet_refused_requests_total",
-            "Requests refused for their key: unauthorized, forbidden, rate-limited",
+            "Requests refused for their key or Host: unauthorized, forbidden, rate-limited, unknown-host",
             ["reason"],
             registry=self._registry,
         )

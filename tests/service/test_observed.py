@@ -28,7 +28,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 def get(app: Any, path: str, **headers: str) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://eqnet") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path, headers=headers)
 
     return anyio.run(send)

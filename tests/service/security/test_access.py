@@ -27,7 +27,7 @@ class App:
 
     def request(self, method: str, path: str, **options: object) -> httpx.Response:
         async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self.transport, base_url="http://eqnet") as client:
+            async with httpx.AsyncClient(transport=self.transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **options)  # type: ignore[arg-type]
 
         return anyio.run(send)
@@ -74,6 +74,21 @@ def test_anything_else_does_not(guarded: App, headers: dict[str, str]) -> None:
     assert response.json()["type"] == "urn:eqnet:problem:unauthorized"
 
 
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, "needs an API key"),
+        (bearer(""), "needs an API key"),
+        ({"Authorization": f"Basic {READ_KEY}"}, "needs an API key"),
+        (bearer(READ_KEY + "A"), "not known here, or no longer"),
+        ({"X-API-Key": "A" * 300}, "not known here, or no longer"),
+        ({"X-API-Key": READ_KEY, **bearer("another")}, "different API keys"),
+    ],
+)
+def test_a_wrong_key_is_told_from_none(guarded: App, headers: dict[str, str], told: str) -> None:
+    assert told in guarded.request("GET", DEVICES, headers=headers).json()["detail"]
+
+
 def test_a_reading_key_neither_builds_nor_deletes(guarded: App) -> None:
     for method, path in (("POST", "/subnets"), ("DELETE", f"/subnets/{'0' * 32}"), ("PUT", "/nowhere")):
         refused = guarded.request(method, path, json={}, headers=bearer(READ_KEY))
@@ -118,7 +133,7 @@ def test_probes_pages_and_the_contract_need_no_key(guarded: App) -> None:
 def test_no_spelling_of_a_path_gets_around_the_keys(guarded: App, path: str) -> None:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=guarded.transport) as client:
-            url = httpx.URL("http://eqnet").copy_with(raw_path=path.encode())
+            url = httpx.URL("http://localhost").copy_with(raw_path=path.encode())
             return await client.send(client.build_request("GET", url))
 
     response = anyio.run(send)
@@ -138,6 +153,32 @@ def test_without_keys_each_address_has_the_rate_of_the_service(tmp_path: Path) -
     app = App(Settings(data_dir=tmp_path, rate_limit=0.01))
     assert [app.get(DEVICES).status_code for _ in range(3)] == [200, 429, 429]
     assert app.get("/health/live").status_code == 200
+
+
+def test_without_keys_it_is_asked_as_this_machine_only(tmp_path: Path) -> None:
+    """A page from anywhere could have its name mean this machine, and would then be asking as that name."""
+    app = App(Settings(data_dir=tmp_path))
+    for host in ("localhost:8000", "[::1]", ""):
+        assert app.get(DEVICES, Host=host).status_code == 200
+    refused = app.get(DEVICES, Host="evil.example")
+    assert (refused.status_code, refused.json()["type"]) == (421, "urn:eqnet:problem:unknown-host")
+    assert "EQNET_ALLOW_ANONYMOUS" in refused.json()["detail"]
+    assert "eqnet keys add" in refused.json()["detail"]
+    assert app.get("/health/live", Host="evil.example").status_code == 200
+
+
+def test_with_a_key_or_where_everybody_may_ask_names_do_not_matter(guarded: App, tmp_path: Path) -> None:
+    assert guarded.get(DEVICES, Host="eqnet.example", **bearer(READ_KEY)).status_code == 200
+    anybody = App(Settings(data_dir=tmp_path, allow_anonymous=True))
+    assert anybody.get(DEVICES, Host="eqnet.example").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/page.js", "/devices"])
+def test_a_405_names_every_method_that_works(tmp_path: Path, path: str) -> None:
+    app = App(Settings(data_dir=tmp_path))
+    refused = app.request("PUT", path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+    assert app.request("HEAD", path).status_code == 200
 
 
 def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
