@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,10 @@ Progress = Callable[[str, float], None]
 """Told the stage and the fraction done, in [0, 1]."""
 
 _LINE_LIMIT = 16 * 1024 * 1024
+
+_UNHURRIED = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""By default torch's threads spin while they wait for each other. Beside two busy processes on two cores a build
+then took 4 to 26 s, with this 2 to 5; on an idle machine 0.7 s, with this 0.6 to 1.0."""
 
 
 class QueueFullError(Exception):
@@ -70,6 +75,7 @@ class _Builder:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_LIMIT,
                 start_new_session=True,
+                env=_UNHURRIED | os.environ,
             )
             self.starts += 1
         return process
