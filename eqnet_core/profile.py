@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from eqnet_core.errors import InvalidProfileError, Violation
@@ -34,10 +35,12 @@ class DeviceProfile:
     """The `profile` object of the HTTP contract: what a device accepts, and the form its hardware fixes.
 
     Bits are stored sorted and without repetition. `signed`: the runtime has no unsigned activations.
-    `narrow_range`: the lowest weight code is not used; only with symmetric weights.
+    `narrow_range`: the lowest weight code is not used; only with symmetric weights. Texts such as
+    "per_channel" become members of the enumerations.
 
     Raises:
-        InvalidProfileError: no bits at all, bits outside 2..8, or narrow range with asymmetric weights.
+        InvalidProfileError: no bits at all, bits outside 2..8, a granularity or symmetry that there is not, a
+            flag that is no bool, or narrow range with asymmetric weights.
     """
 
     weight_bits: tuple[int, ...]
@@ -49,19 +52,35 @@ class DeviceProfile:
     signed: bool = False
 
     def __post_init__(self) -> None:
+        weight_bits, activation_bits = tuple(self.weight_bits), tuple(self.activation_bits)
         violations = [
-            *_bits_violations(self.weight_bits, "/weight/bits"),
-            *_bits_violations(self.activation_bits, "/activation/bits"),
+            *_bits_violations(weight_bits, "/weight/bits"),
+            *_bits_violations(activation_bits, "/activation/bits"),
         ]
-        if self.narrow_range and self.weight_symmetry is Symmetry.ASYMMETRIC:
+        weight = {
+            "granularity": self.weight_granularity,
+            "symmetry": self.weight_symmetry,
+            "narrow_range": self.narrow_range,
+        }
+        activation = {"symmetry": self.activation_symmetry, "signed": self.signed}
+        normalised: dict[str, Any] = {
+            "weight_granularity": _choice(weight, "granularity", Granularity, "/weight", violations),
+            "weight_symmetry": _choice(weight, "symmetry", Symmetry, "/weight", violations),
+            "activation_symmetry": _choice(activation, "symmetry", Symmetry, "/activation", violations),
+        }
+        _flag(weight, "narrow_range", "/weight", violations)
+        _flag(activation, "signed", "/activation", violations)
+        if self.narrow_range and self.weight_symmetry == Symmetry.ASYMMETRIC:
             violations.append(
                 Violation(
                     "/weight/narrow_range", f"does not go with asymmetric weights: {NARROW_RANGE_ADVICE}"
                 )
             )
         _raise_if(violations, "the device profile")
-        object.__setattr__(self, "weight_bits", tuple(sorted(set(self.weight_bits))))
-        object.__setattr__(self, "activation_bits", tuple(sorted(set(self.activation_bits))))
+        for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+            normalised[name] = tuple(sorted({int(value) for value in bits}))
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
 
     @property
     def form(self) -> QuantizationForm:
@@ -180,6 +199,8 @@ class LayerPin:
             if value is not None and not _is_bits(value)
         ]
         _raise_if(violations, "the pinned layer")
+        for name, value in self.to_json().items():
+            object.__setattr__(self, name, None if value is None else int(value))
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LayerPin:
@@ -221,6 +242,8 @@ class SearchSettings:
                 for name in ("population", "generations")
             ]
         _raise_if(violations, "the search settings")
+        for name, value in self.to_json().items():
+            object.__setattr__(self, name, int(value))
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> SearchSettings:
@@ -234,11 +257,12 @@ class SearchSettings:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """NumPy's too; what passes becomes Python's own, which JSON knows."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_bits(value: object) -> bool:

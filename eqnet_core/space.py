@@ -5,7 +5,7 @@ Pure Python and NumPy; imports nothing else of this project. See `docs/method.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
@@ -49,13 +49,35 @@ class Symmetry(StrEnum):
     ASYMMETRIC = "asymmetric"
 
 
+_AXES = {"weight_granularity": Granularity, "weight_symmetry": Symmetry, "activation_symmetry": Symmetry}
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizationForm:
-    """What a device's hardware fixes for the whole network. Activations are always per-tensor."""
+    """What a device's hardware fixes for the whole network. Activations are always per-tensor.
+
+    Texts such as "per_channel" become members of the enumerations.
+
+    Raises:
+        InvalidConfigurationError: a text that none of them has.
+    """
 
     weight_granularity: Granularity
     weight_symmetry: Symmetry
     activation_symmetry: Symmetry
+
+    def __post_init__(self) -> None:
+        for name, kind in _AXES.items():
+            value = getattr(self, name)
+            if type(value) is kind:
+                continue
+            # A text equals its member and has its hash, so that one that stayed a text would pass for it.
+            try:
+                object.__setattr__(self, name, kind(value))
+            except ValueError as error:
+                raise InvalidConfigurationError(
+                    f"{name} is {value!r}: use one of {', '.join(kind)}"
+                ) from error
 
     @property
     def index(self) -> int:
@@ -118,8 +140,8 @@ class SubnetConfiguration:
     hence they are part of the configuration.
 
     Raises:
-        InvalidConfigurationError: a bit-width outside 2..8, lists of different length, or narrow range with
-        asymmetric weights.
+        InvalidConfigurationError: a bit-width that is no whole number in 2..8, lists of different length, a
+        flag that is no bool, or narrow range with asymmetric weights.
     """
 
     form: QuantizationForm
@@ -129,6 +151,13 @@ class SubnetConfiguration:
     signed: bool = False
 
     def __post_init__(self) -> None:
+        for flag in ("narrow_range", "signed"):
+            if not isinstance(getattr(self, flag), bool):
+                raise InvalidConfigurationError(f"{flag} is {getattr(self, flag)!r}: use True or False")
+        for which in ("weight_bits", "activation_bits"):
+            bits = getattr(self, which)
+            if type(bits) is not tuple or not _INTEGERS.issuperset(map(type, bits)):
+                object.__setattr__(self, which, _whole(bits, which))
         if self.narrow_range and self.form.weight_symmetry is Symmetry.ASYMMETRIC:
             raise InvalidConfigurationError(
                 f"a subnet with asymmetric weights cannot have narrow_range: {NARROW_RANGE_ADVICE}",
@@ -148,6 +177,19 @@ class SubnetConfiguration:
                         f"{which} of searchable layer {position} is {value}: use 2..8",
                         violations=[Violation(f"/layers/{position}/{which}", "must be one of 2..8")],
                     )
+
+
+_INTEGERS = frozenset({int})
+
+
+def _whole(bits: Iterable[Any], which: str) -> tuple[int, ...]:
+    """Bits as a tuple of Python's integers, whatever whole numbers they came as."""
+    try:
+        return tuple(index(value) for value in bits)
+    except TypeError as error:
+        raise InvalidConfigurationError(
+            f"{which} must be a list of whole numbers in 2..8: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -303,13 +345,21 @@ def configuration_to_json(configuration: SubnetConfiguration, space: SearchSpace
     }
 
 
+_MEMBERS = frozenset(
+    {"granularity", "weight_symmetry", "activation_symmetry", "narrow_range", "signed", "layers"}
+)
+
+
 def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> SubnetConfiguration:
     """Inverse of `configuration_to_json`; layers may come in any order, each exactly once.
 
     Raises:
-        InvalidConfigurationError: a missing, unknown or repeated layer, or a value outside the space.
+        InvalidConfigurationError: a missing, unknown or repeated layer or member, or a value outside the
+            space.
     """
     try:
+        if unknown := sorted(set(document) - _MEMBERS):
+            raise ValueError(f"{unknown[0]!r} is not known here: use {', '.join(sorted(_MEMBERS))}")
         form = QuantizationForm(
             weight_granularity=Granularity(document["granularity"]),
             weight_symmetry=Symmetry(document["weight_symmetry"]),
@@ -324,20 +374,21 @@ def configuration_from_json(document: Mapping[str, Any], space: SearchSpace) -> 
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidConfigurationError(f"not a subnet configuration: {error}") from error
     expected = [layer.name for layer in space.searchable]
-    violations = [
-        Violation(f"/layers/{position}/name", f"{name!r} is not a searchable layer, or is given twice")
-        for position, (name, _, _) in enumerate(entries)
-        if name not in expected or name in [other for other, _, _ in entries[:position]]
-    ]
+    wanted, violations = set(expected), []
+    for position, (name, _, _) in enumerate(entries):
+        if name not in wanted:
+            reason = f"{name!r} is not a searchable layer, or is given twice"
+            violations.append(Violation(f"/layers/{position}/name", reason))
+        wanted.discard(name)
     violations += [
         Violation(f"/layers/{position}/{which}", space.bits_advice)
         for position, (_, *bits) in enumerate(entries)
         for which, value in zip(("weight_bits", "activation_bits"), bits, strict=True)
         if value not in space.bit_widths
     ]
-    missing = [name for name in expected if name not in {name for name, _, _ in entries}]
-    if missing:
-        violations.append(Violation("/layers", f"no bits for {', '.join(missing)}"))
+    if wanted:
+        missing = ", ".join(name for name in expected if name in wanted)
+        violations.append(Violation("/layers", f"no bits for {missing}"))
     if violations:
         raise InvalidConfigurationError(
             "the configuration does not give every searchable layer its bits exactly once: "

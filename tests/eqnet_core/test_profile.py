@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eqnet_core.errors import InvalidProfileError
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings, escape_pointer
-from eqnet_core.space import FORMS
+from eqnet_core.space import FORMS, Symmetry
 
 DOCUMENT: dict[str, Any] = {
     "weight": {
@@ -88,6 +90,44 @@ def test_every_fault_of_a_profile_is_named_at_once() -> None:
         "/activation/bits/0",
         "/activation/symmetry",
     ]
+
+
+def test_what_is_made_by_hand_is_normalised_and_checked_too() -> None:
+    texts: dict[str, Any] = {
+        "weight_bits": (bits for bits in (8, np.int64(4), 2)),
+        "weight_granularity": "per_channel",
+        "weight_symmetry": "symmetric",
+        "activation_bits": np.array([8]),
+        "activation_symmetry": "asymmetric",
+        "narrow_range": True,
+    }
+    profile = DeviceProfile(**texts)
+    assert profile == DeviceProfile.from_json(DOCUMENT)
+    assert profile.form.activation_symmetry is Symmetry.ASYMMETRIC
+    assert json.dumps(profile.to_json()) == json.dumps(DeviceProfile.from_json(DOCUMENT).to_json())
+    wrong = {
+        "weight_bits": (4,),
+        "weight_granularity": "per_chanel",
+        "weight_symmetry": "asymmetric",
+        "signed": "no",
+    }
+    with pytest.raises(InvalidProfileError) as error:
+        DeviceProfile(**{**texts, **wrong})
+    assert pointers(error) == ["/weight/granularity", "/activation/signed", "/weight/narrow_range"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = (
+        Budget(weight_bits=np.float32(3), model_bytes=np.int64(120_000)),
+        SearchSettings(population=np.int32(10)),
+        LayerPin(weight_bits=np.int8(4)),
+    )
+    assert made == (
+        Budget(weight_bits=3.0, model_bytes=120_000),
+        SearchSettings(population=10),
+        LayerPin(weight_bits=4),
+    )
+    assert json.dumps([each.to_json() for each in made])
 
 
 def test_budgets_that_mean_the_same_are_equal() -> None:

@@ -1,6 +1,8 @@
 """Forms, configurations, their JSON and the predictor's encoding."""
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,44 @@ def test_a_wrong_layer_is_pointed_at_where_the_document_has_it() -> None:
     with pytest.raises(InvalidConfigurationError) as caught:
         configuration_from_json(document, SPACE)
     assert [violation.pointer for violation in caught.value.violations] == ["/layers/0/activation_bits"]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_a_form_of_texts_is_the_form(form: QuantizationForm) -> None:
+    """Not only equal to it: what is compared is which member an axis is."""
+    texts: dict[str, Any] = {name: str(value) for name, value in vars(form).items()}
+    written = QuantizationForm(**texts)
+    assert written == form
+    assert all(type(value) is not str for value in vars(written).values())
+    encoded = [SPACE.encode([SPACE.uniform(one, 4)]) for one in (written, form)]
+    np.testing.assert_array_equal(*encoded)
+    with pytest.raises(InvalidConfigurationError, match="use one of per_tensor, per_channel"):
+        QuantizationForm(**{**texts, "weight_granularity": "per_chanel"})
+
+
+@pytest.mark.parametrize("bits", [np.array([2, 5, 8]), [2, 5, 8], map(np.int8, (2, 5, 8))])
+def test_bits_become_whole_numbers_that_json_knows(bits: Any) -> None:
+    configuration = SubnetConfiguration(form=FORMS[5], weight_bits=bits, activation_bits=(3, 4, 8))
+    assert configuration == CONFIGURATION
+    assert json.dumps(configuration_to_json(configuration, SPACE))
+    with pytest.raises(InvalidConfigurationError, match="whole numbers"):
+        replace(configuration, activation_bits=(3.0, 4, 8))
+    with pytest.raises(InvalidConfigurationError, match="use True or False"):
+        replace(configuration, signed="no")
+
+
+def test_members_that_are_not_known_are_refused() -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    with pytest.raises(InvalidConfigurationError, match="'narrow-range' is not known here: use "):
+        configuration_from_json({**document, "narrow-range": True}, SPACE)
+
+
+def test_many_layers_are_read_in_a_moment() -> None:
+    document = configuration_to_json(CONFIGURATION, SPACE)
+    document["layers"] = document["layers"][:1] * 50_000  # half an hour where each is compared with each
+    with pytest.raises(InvalidConfigurationError) as caught:
+        configuration_from_json(document, SPACE)
+    assert len(caught.value.violations) == 50_000
 
 
 def test_nothing_is_rounded_or_taken_for_true() -> None:
