@@ -10,7 +10,7 @@ from eqnet_core.devices.device import Device
 from eqnet_core.devices.rules import held_in
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import packed_bytes
-from eqnet_core.space import LayerSpec, configuration_to_json
+from eqnet_core.space import LayerSpec, Symmetry, configuration_to_json
 from eqnet_core.subnet import QuantizedLayer, Subnet
 
 if TYPE_CHECKING:
@@ -126,11 +126,14 @@ def _tensor(tensor: TensorQuantizer) -> dict[str, Any]:
 
 
 def _parameter_bytes(subnet: Subnet) -> int:
-    values, zero_points = 0, 0
+    values, zero_points, form = 0, 0, subnet.configuration.form
     for layer in subnet.layers:
         for quantizer in (layer.weight, layer.activation):
             values += quantizer.scale.size
-            zero_points += quantizer.zero_point.size if quantizer.zero_point.any() else 0
+        if form.weight_symmetry is Symmetry.ASYMMETRIC:
+            zero_points += layer.weight.zero_point.size
+        if form.activation_symmetry is Symmetry.ASYMMETRIC:
+            zero_points += layer.activation.zero_point.size
         values += 0 if layer.bias is None else layer.bias.size
     values += sum(4 * norm.scale.size for norm in subnet.batch_norms.values())
     return 4 * values + zero_points

@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.proof import prove
 from eqnet_core.export.report import report
 from eqnet_core.export.state_dict import save_subnet
-from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
+from eqnet_core.space import FORMS, QuantizationForm, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import Subnet
 
 
@@ -41,14 +42,23 @@ def test_report_adds_up(
     assert second["weight"]["container"] == ("int4" if second["weight"]["bits"] <= 4 else "int8")
 
 
+@pytest.mark.parametrize(
+    ("form", "step_sizes", "zero_points"),
+    [(FORMS[0], 2 * 20, 0), (FORMS[1], 2 * 20, 20), (FORMS[7], 688 + 10 + 20, 688 + 10 + 20)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_ideal_size_of_a_uniform_subnet(
-    make_subnet: Callable[[SubnetConfiguration], Subnet], space: SearchSpace
+    make_subnet: Callable[[SubnetConfiguration], Subnet],
+    space: SearchSpace,
+    form: QuantizationForm,
+    step_sizes: int,
+    zero_points: int,
 ) -> None:
     """By hand: ResNet-20 has 267,264 searchable weights, 432 + 640 outer ones, 688 BatchNorm channels, 10
     biases.
     """
-    subnet = make_subnet(space.uniform(FORMS[0], 3))
+    subnet = make_subnet(space.uniform(form, 3))
     document = json.loads(report(subnet, proofs={}, sizes={}, cost={}, metadata={}))
     true_bits = 267_264 * 3 // 8 + 432 + 640
     assert document["weight_bytes"]["true_bits"] == true_bits
-    assert document["ideal_bytes"] == true_bits + 4 * (2 * 20 + 10 + 4 * 688)
+    assert document["ideal_bytes"] == true_bits + 4 * (step_sizes + 10 + 4 * 688) + zero_points
