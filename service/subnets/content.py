@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ProblemError
@@ -40,17 +40,19 @@ class CheckedFileResponse(StreamingResponse):
             self._content.close()
 
 
-def file_response(name: str, content: CheckedFile, request_headers: Mapping[str, str]) -> Response:
-    """The whole file, a part of it (206), or nothing because it is known (304). Blocking; closes `content`,
-    at once or when it has been sent.
+def file_response(
+    name: str, content: CheckedFile, request_headers: Headers, *, method: str = "GET"
+) -> Response:
+    """The whole file, a part of it (206, for GET), or nothing because it is known (304). Blocking; closes
+    `content`, at once or when it has been sent.
 
     Raises:
-        ProblemError: 416, the range lies outside the file.
+        ProblemError: 412, another version is wanted; 416, the range lies outside the file.
         DamagedArtifactError: it was altered since it was checked.
         OSError: it cannot be read any more.
     """
     try:
-        response = _file_response(name, content, request_headers)
+        response = _file_response(name, content, request_headers, method)
     except BaseException:
         content.close()
         raise
@@ -59,7 +61,7 @@ def file_response(name: str, content: CheckedFile, request_headers: Mapping[str,
     return response
 
 
-def _file_response(name: str, content: CheckedFile, request_headers: Mapping[str, str]) -> Response:
+def _file_response(name: str, content: CheckedFile, request_headers: Headers, method: str) -> Response:
     etag = f'"{content.sha256}"'
     headers = {
         "ETag": etag,
@@ -68,10 +70,19 @@ def _file_response(name: str, content: CheckedFile, request_headers: Mapping[str
         "Content-Disposition": f'attachment; filename="{name}"',
         "Repr-Digest": _digest(content.sha256),
     }
-    if _matches(request_headers.get("if-none-match"), etag):
+    wanted_tags, known_tags = (_tags(request_headers, kind) for kind in ("if-match", "if-none-match"))
+    if wanted_tags and not {"*", etag} & wanted_tags:
+        raise ProblemError(
+            412,
+            "precondition-failed",
+            f"{name} is not the version of If-Match: leave that out, or give the ETag of this answer",
+            headers={"ETag": etag},
+        )
+    if {"*", etag, f"W/{etag}"} & known_tags:
         return Response(status_code=304, headers=headers)
     status, start, end = 200, 0, content.size
-    wanted = _RANGE.fullmatch(request_headers.get("range", "").strip())
+    # Of GET alone, as RFC 9110 section 14.2 has it.
+    wanted = _RANGE.fullmatch(request_headers.get("range", "").strip()) if method == "GET" else None
     if wanted is not None and _valid(wanted) and request_headers.get("if-range", etag) == etag:
         span = _span(wanted[1], wanted[2], content.size)
         if span is None:
@@ -100,11 +111,9 @@ def _digest(sha256: str) -> str:
     return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
 
 
-def _matches(header: str | None, etag: str) -> bool:
-    if header is None:
-        return False
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or etag in tags
+def _tags(headers: Headers, name: str) -> set[str]:
+    """The entity tags of a header, on however many lines."""
+    return {tag.strip() for line in headers.getlist(name) for tag in line.split(",")}
 
 
 def _valid(wanted: re.Match[str]) -> bool:

@@ -162,13 +162,15 @@ async def drop(subnet: str, state: State) -> Response:
         },
         206: {"description": "The part asked for with `Range`"},
         304: {"description": "Not changed (`If-None-Match`)"},
-        **problem_responses(404, 409, 416, 503),
+        **problem_responses(404, 409, 412, 416, 503),
     },
 )
 @router.head("/subnets/{subnet}/artifacts/{name}", include_in_schema=False)
 async def artifact(subnet: str, name: str, state: State, request: Request) -> Response:
     return await state.subnets.artifact(
-        _known(subnet), name, lambda content: file_response(name, content, request.headers)
+        _known(subnet),
+        name,
+        lambda content: file_response(name, content, request.headers, method=request.method),
     )
 
 

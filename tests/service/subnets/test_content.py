@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import anyio
 import pytest
 from fastapi import Response
+from starlette.datastructures import Headers
 from starlette.types import Message
 
 from service.errors import ProblemError
@@ -16,11 +17,13 @@ CONTENT = bytes(range(100))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-def file_response(name: str, content: bytes, sha256: str, headers: Mapping[str, str]) -> Response:
+def file_response(
+    name: str, content: bytes, sha256: str, headers: Mapping[str, str] | Headers, method: str = "GET"
+) -> Response:
     """Also sees to it that what was read is closed."""
     file = io.BytesIO(content)
     try:
-        response = respond(name, CheckedFile(file, name=name, sha256=sha256), headers)
+        response = respond(name, CheckedFile(file, name=name, sha256=sha256), Headers(headers), method=method)
     finally:
         assert file.closed
     return response
@@ -96,6 +99,38 @@ def test_a_known_file_is_not_sent_again(known: str) -> None:
     assert (response.status_code, response.body) == (304, b"")
 
 
+def test_lines_of_a_header_are_one_list() -> None:
+    tags = ['"other"', f'"{SHA256}"']
+    lines = Headers(raw=[(b"if-none-match", tag.encode()) for tag in tags])
+    assert file_response("model.onnx", CONTENT, SHA256, lines).status_code == 304
+    lines = Headers(raw=[(b"if-match", tag.encode()) for tag in tags])
+    assert file_response("model.onnx", CONTENT, SHA256, lines).status_code == 200
+
+
+@pytest.mark.parametrize("wanted", [f'"{SHA256}"', f'"other", "{SHA256}"', "*"])
+def test_the_version_that_is_wanted(wanted: str) -> None:
+    headers = {"if-match": wanted}
+    assert file_response("model.onnx", CONTENT, SHA256, headers).body == CONTENT
+    known = headers | {"if-none-match": f'"{SHA256}"'}
+    assert file_response("model.onnx", CONTENT, SHA256, known).status_code == 304
+
+
+@pytest.mark.parametrize("wanted", ['"other"', f'W/"{SHA256}"', SHA256, ""])
+def test_another_version_than_is_wanted(wanted: str) -> None:
+    headers = {"if-match": wanted, "if-none-match": "*", "range": "bytes=500-"}
+    with pytest.raises(ProblemError) as raised:
+        file_response("model.onnx", CONTENT, SHA256, headers)
+    assert raised.value.status == 412
+    assert raised.value.headers["ETag"] == f'"{SHA256}"'
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-1", "bytes=500-"])
+def test_head_has_no_ranges(wanted: str) -> None:
+    response = file_response("model.onnx", CONTENT, SHA256, {"range": wanted}, "HEAD")
+    assert (response.status_code, response.headers["content-length"]) == (200, "100")
+    assert "content-range" not in response.headers
+
+
 LONG = bytes(range(256)) * (5 * BLOCK // 512) + b"end"
 
 
@@ -106,7 +141,7 @@ def _long(file: io.BytesIO) -> CheckedFile:
 @pytest.mark.parametrize(("wanted", "start", "end"), [("", 0, len(LONG)), ("bytes=9-600000", 9, 600_001)])
 def test_a_long_file_is_sent_in_blocks_and_closed(wanted: str, start: int, end: int) -> None:
     file = io.BytesIO(LONG)
-    response = respond("model.onnx", _long(file), {"range": wanted})
+    response = respond("model.onnx", _long(file), Headers({"range": wanted}))
     assert int(response.headers["content-length"]) == end - start
     assert response.headers["content-digest"] == _digest(LONG[start:end])
     parts = [message.get("body", b"") for message in _sent(response)]
@@ -117,14 +152,14 @@ def test_a_long_file_is_sent_in_blocks_and_closed(wanted: str, start: int, end: 
 
 def test_of_a_long_file_head_reads_nothing() -> None:
     file = io.BytesIO(LONG)
-    response = respond("model.onnx", _long(file), {})
+    response = respond("model.onnx", _long(file), Headers({}))
     assert [message.get("body", b"") for message in _sent(response, "HEAD")] == [b"", b""]
     assert file.closed
 
 
 def test_a_file_altered_while_it_is_sent_is_not_handed_out() -> None:
     file = io.BytesIO(LONG)
-    response = respond("model.onnx", _long(file), {})
+    response = respond("model.onnx", _long(file), Headers({}))
     file.seek(len(LONG) - 5)
     file.write(b"x")
     sent: list[Message] = []
