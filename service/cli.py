@@ -222,7 +222,7 @@ def _subnet(options: argparse.Namespace) -> int:
         request["device"] = options.device
     else:
         try:
-            request["profile"] = json.loads(options.profile.read_text(encoding="utf-8"))
+            request["profile"] = _read_object(options.profile)
         except (OSError, ValueError, RecursionError) as error:
             print(f"eqnet: the profile {options.profile} cannot be read: {error}", file=sys.stderr)
             return 2
@@ -238,7 +238,16 @@ def _subnet(options: argparse.Namespace) -> int:
         for path in saved:
             print(f"saved {path}", file=sys.stderr)
 
-    return _told(options.url, call)
+    return _told(options.url, call, interrupted="interrupted: asking again finds the subnet")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Raises ValueError also for what `json` reads although no JSON may have it, such as NaN."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    if not isinstance(document, dict):
+        raise ValueError("it must be a JSON object")
+    return document
 
 
 def _devices(options: argparse.Namespace) -> int:
@@ -250,8 +259,10 @@ def _devices(options: argparse.Namespace) -> int:
     return _told(options.url, call)
 
 
-def _told(url: str, call: Callable[[Client], None]) -> int:
-    """Run a call with a client of the service at `url`; problems become one message and an exit code."""
+def _told(url: str, call: Callable[[Client], None], *, interrupted: str = "interrupted") -> int:
+    """Run a call with a client of the service at `url`; problems become one message and an exit code, and so
+    does Ctrl-C.
+    """
     import httpx
 
     from service.client import Client, ServiceError
@@ -264,8 +275,13 @@ def _told(url: str, call: Callable[[Client], None]) -> int:
         with Client(url, api_key=key or None) as client:
             call(client)
         return 0
+    except KeyboardInterrupt:
+        print(f"eqnet: {interrupted}", file=sys.stderr)
+        return 130
     except ServiceError as error:
         message = str(error)
+        if error.status == 401:
+            message += f"; EQNET_API_KEY, which is sent as the key, is {'set' if key else 'not set'}"
     except httpx.InvalidURL as error:
         message = f"{url} is no URL of a service ({error})"
     except httpx.TransportError as error:

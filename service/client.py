@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
+import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 
@@ -24,15 +26,29 @@ _RECORD = ("id", "status")
 """What every record of a subnet has."""
 
 
-class ServiceError(Exception):
-    """The service answered with a problem: `status`, `code` (the problem type's last part), `document`."""
+_SECONDS = re.compile(r"\d{1,6}")
 
-    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
-        errors = "".join(f"\n  {e['pointer']}: {e['detail']}" for e in document.get("errors", ()))
-        super().__init__(f"{document['detail']}{errors}")
+T = TypeVar("T")
+
+
+class ServiceError(Exception):
+    """The service answered with a problem: `status`, `code` (the problem type's last part), `document`, and
+    `retry_after` seconds, 0 where it does not say when to ask again.
+    """
+
+    def __init__(self, status: int, document: Mapping[str, Any], *, retry_after: int = 0) -> None:
+        detail = document["detail"]
+        # Most problems say the first of their errors themselves.
+        untold = [
+            error
+            for error in document.get("errors", ())
+            if error["pointer"] not in detail or error["detail"] not in detail
+        ]
+        super().__init__(detail + "".join(f"\n  {error['pointer']}: {error['detail']}" for error in untold))
         self.status = status
         self.code = str(document.get("type", "")).rsplit(":", 1)[-1]
         self.document = dict(document)
+        self.retry_after = retry_after
 
 
 class Client:
@@ -59,26 +75,32 @@ class Client:
         self._http.close()
 
     def subnet(self, *, wait: float = 600.0, **request: Any) -> dict[str, Any]:
-        """The finished record for the members of `POST /subnets`, waiting up to `wait` seconds.
+        """The finished record for the members of `POST /subnets`, waiting up to `wait` seconds, also for the
+        rate of the key.
 
         Raises:
             TimeoutError: it is still being built.
         """
         deadline = time.monotonic() + wait
-        asked = int(min(wait, 30))
-        record = self._json(
-            "POST",
-            "/subnets",
-            _RECORD,
-            json=request,
-            headers={"Prefer": f"wait={asked}"},
-            timeout=httpx.Timeout(self._timeout, read=asked + self._timeout),
-        )
+        asked = int(max(0, min(wait, 30)))
+
+        def ask() -> dict[str, Any]:
+            return self._json(
+                "POST",
+                "/subnets",
+                _RECORD,
+                json=request,
+                headers={"Prefer": f"wait={asked}"},
+                timeout=httpx.Timeout(self._timeout, read=asked + self._timeout),
+            )
+
+        record = _patiently(ask, deadline=deadline, attempts=1)
+        subnet = record["id"]
         while record["status"] not in ("ready", "failed"):
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"subnet {record['id']} is still {record['status']}")
+                raise TimeoutError(f"subnet {subnet} is still {record['status']}")
             time.sleep(_PAUSE)
-            record = self._record_soon(record["id"], deadline)
+            record = _patiently(lambda: self.record(subnet), deadline=deadline)
         if record["status"] == "failed":
             raise ServiceError(record["problem"]["status"], record["problem"])
         return record
@@ -103,8 +125,9 @@ class Client:
 
     def download(self, record: Mapping[str, Any], folder: Path) -> list[Path]:
         """Save every artifact of a record into `folder`, which is made if need be. A file is there once it is
-        whole and has the record's digest, or stays what it was. One whose connection breaks is gone on with,
-        and a service that is starting again is waited for, some seconds.
+        whole and has the record's digest, or stays what it was. One whose connection breaks is gone on with;
+        a service that is starting again is waited for, some seconds, and the rate of the key as long as it
+        takes.
 
         Raises:
             ValueError: a file was damaged on the way.
@@ -125,14 +148,7 @@ class Client:
     def _fetch(self, url: str, partial: Path, file: Mapping[str, Any]) -> None:
         """Write the file of a record's entry; each attempt goes on where the one before broke off."""
         with partial.open("w+b") as out:
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    self._fetch_rest(url, out, file)
-                    break
-                except (httpx.TransportError, ServiceError) as error:
-                    if attempt == _ATTEMPTS or not _may_pass(error):
-                        raise
-                    time.sleep(_PAUSE)
+            _patiently(lambda: self._fetch_rest(url, out, file))
             out.flush()
             os.fsync(out.fileno())
             out.seek(0)
@@ -158,17 +174,6 @@ class Client:
                 out.write(part)
                 if out.tell() > file["bytes"]:  # not what the record says, and maybe without end
                     return
-
-    def _record_soon(self, subnet: str, deadline: float) -> dict[str, Any]:
-        """The record, from a service that may be starting again just now."""
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self.record(subnet)
-            except (httpx.TransportError, ServiceError) as error:
-                if not _may_pass(error) or time.monotonic() >= deadline:
-                    raise
-            time.sleep(_PAUSE)
-        return self.record(subnet)
 
     def predict_accuracy(self, **query: Any) -> dict[str, Any]:
         """One prediction, for the parameters of `GET /predict-accuracy`; bits may be Python lists."""
@@ -206,9 +211,24 @@ class Client:
         return response
 
 
-def _may_pass(error: httpx.TransportError | ServiceError) -> bool:
-    """Whether asking again may help: a broken connection, or a service that is starting or has lost Redis."""
-    return not isinstance(error, ServiceError) or error.status == 503
+def _patiently(ask: Callable[[], T], *, deadline: float = math.inf, attempts: int = _ATTEMPTS) -> T:
+    """What `ask` returns, asked again until the `deadline` of the monotonic clock: `attempts` times in all
+    over a broken connection or a service that is starting or has lost Redis, and whenever the key's rate is all
+    that is in the way.
+    """
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, ServiceError) as error:
+            problem = error if isinstance(error, ServiceError) else None
+            limited = problem is not None and problem.code == "rate-limited"
+            if problem is not None and problem.status != 503 and not limited:
+                raise
+            attempts -= not limited
+            pause = max(_PAUSE, problem.retry_after if problem is not None else 0)
+            if not attempts or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
 
 
 def _raise_problem(response: httpx.Response) -> None:
@@ -216,7 +236,12 @@ def _raise_problem(response: httpx.Response) -> None:
         return
     status = response.status_code
     try:
-        problem = ServiceError(status, response.json())
+        retry_after = response.headers.get("Retry-After", "")
+        problem = ServiceError(
+            status,
+            response.json(),
+            retry_after=int(retry_after) if _SECONDS.fullmatch(retry_after) else 0,
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         problem = _no_service(response, f"HTTP {status} without a problem document")
     raise problem

@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,37 @@ def test_a_problem_is_one_message(server: Server, capsys: pytest.CaptureFixture[
     assert code == 1
     assert captured.out == ""
     assert "/budget/weight_bits" in captured.err
+    assert main(["subnet", "--url", server.url, "--device", "fpga-mixed", "--model-bytes", "0"]) == 1
+    told = capsys.readouterr().err
+    assert told == "eqnet: /budget/model_bytes: Input should be greater than 0\n"
+
+
+@pytest.mark.parametrize(("key", "told"), [("", "is not set"), ("k", "is set")])
+def test_a_key_that_is_wrong_or_missing_is_told_with_its_variable(
+    key: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EQNET_API_KEY", key)
+    with answering('{"detail": "needs a key"}', status=401) as url:
+        assert main(["devices", "--url", url]) == 1
+    assert f"needs a key; EQNET_API_KEY, which is sent as the key, {told}" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line() -> None:
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    program += "from service.cli import main; sys.exit(main())"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asking = subprocess.Popen(
+            [sys.executable, "-c", program, "subnet", "--url", url, "--device", "tensorrt"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(100).startswith(b"POST /subnets")
+            asking.send_signal(signal.SIGINT)
+            _, told = asking.communicate(timeout=60)
+    assert (asking.returncode, told) == (130, "eqnet: interrupted: asking again finds the subnet\n")
 
 
 def test_devices_are_listed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +215,9 @@ def test_a_flag_with_a_senseless_value_is_named(
     assert f"argument {flag}: {value!r} is no" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [None, "[" * 60_000])
+@pytest.mark.parametrize(
+    "text", [None, "[" * 60_000, "null", "[]", '{"weight": NaN}', '{"a": 1e999}', '"\\ud800"']
+)
 def test_a_profile_that_cannot_be_read_is_told(
     text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
+from service import client as client_module
 from service.cli import main
 from service.client import Client, ServiceError
 from tests.support.servers import answering
@@ -178,6 +180,70 @@ def test_a_build_may_take_longer_than_an_answer_in_general(monkeypatch: pytest.M
             assert client.subnet(device="fpga-mixed", wait=600)["status"] == "ready"
         building.shutdown()
     assert preferred == ["wait=30"]
+
+
+class Limited(BaseHTTPRequestHandler):
+    """Gives the `answers` in turn: a document, or the code of a 429 and the seconds of its Retry-After."""
+
+    answers: ClassVar[list[Any]]
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        document, wait = self.answers.pop(0), None
+        if isinstance(document, tuple):
+            code, wait = document
+            document = {"type": f"urn:eqnet:problem:{code}", "detail": "ask again"}
+        content = json.dumps(document).encode()
+        self.send_response(200 if wait is None else 429)
+        self.send_header("Content-Length", str(len(content)))
+        if wait is not None:
+            self.send_header("Retry-After", str(wait))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815
+
+
+def test_a_key_with_a_rate_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(
+        "service.client.time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+    )
+    content = b'"weights"'
+    file = {"name": "w", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    building, ready = {"id": "1", "status": "building"}, {"id": "1", "status": "ready", "artifacts": [file]}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Limited) as limiting:
+        threading.Thread(target=limiting.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{limiting.server_port}") as client:
+            limited = "rate-limited"
+            Limited.answers = [(limited, 7), building, *[(limited, 1)] * 9, ready, (limited, 3), "weights"]
+            record = client.subnet(device="fpga-mixed", wait=60)
+            client.download(record, tmp_path)
+            assert slept == [7, client_module._PAUSE, *[1] * 9, 3]
+            for refusal in ((limited, 61), ("queue-full", 1)):  # later than it may be; not for the key's rate
+                Limited.answers = [refusal]
+                with pytest.raises(ServiceError) as raised:
+                    client.subnet(device="fpga-mixed", wait=60)
+                assert (raised.value.code, raised.value.retry_after) == refusal
+        limiting.shutdown()
+    assert not Limited.answers
+
+
+def test_no_waiting_is_asked_for_at_once() -> None:
+    asked: list[Any] = []
+    with (
+        answering('{"id": "1", "status": "queued"}', asked=asked) as url,
+        Client(url) as client,
+        pytest.raises(TimeoutError),
+    ):
+        client.subnet(device="fpga-mixed", wait=-1)
+    assert [sent["Prefer"] for sent in asked] == ["wait=0"]
+
+
+def test_a_problem_is_said_once() -> None:
+    errors = [{"pointer": "/a", "detail": "is wrong"}, {"pointer": "/b", "detail": "is bad"}]
+    said = str(ServiceError(422, {"detail": "/a: is wrong (and 1 more)", "errors": errors}))
+    assert said == "/a: is wrong (and 1 more)\n  /b: is bad"
 
 
 def test_a_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
