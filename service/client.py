@@ -213,8 +213,8 @@ class Client:
 
 def _patiently(ask: Callable[[], T], *, deadline: float = math.inf, attempts: int = _ATTEMPTS) -> T:
     """What `ask` returns, asked again until the `deadline` of the monotonic clock: `attempts` times in all
-    over a broken connection or a service that is starting or has lost Redis, and whenever the key's rate is all
-    that is in the way.
+    over a broken connection or a service that is starting or has lost Redis, and whenever only the key's rate
+    is in the way.
     """
     while True:
         try:

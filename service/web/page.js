@@ -10,9 +10,15 @@ const keyHeader = () => {
 };
 
 async function ask(url, options = {}) {
-  const response = await fetch(url, { ...options, headers: { ...options.headers, ...keyHeader() } });
-  if (response.status === 401) $("key").hidden = false;
-  return response;
+  const key = keyHeader();
+  try {
+    const response = await fetch(url, { ...options, headers: { ...options.headers, ...key } });
+    if (response.status === 401 || response.status === 403) $("key").hidden = false;
+    return response;
+  } catch (error) {
+    if (key.Authorization) $("key").hidden = false; // no header may hold it
+    throw error;
+  }
 }
 
 async function get(url) {
@@ -144,7 +150,8 @@ async function start() {
 
 $("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("api-key", $("api-key").value);
+  // Others are in no key, but come with what is copied out of a document.
+  sessionStorage.setItem("api-key", $("api-key").value.replace(/[^\x21-\x7e]/g, ""));
   $("key").hidden = true;
   say("");
   start();
