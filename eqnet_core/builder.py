@@ -21,7 +21,7 @@ from eqnet_core.export.integer_proof import IntegerProof, prove_integer
 from eqnet_core.export.module import build_module
 from eqnet_core.export.onnx_exact import ExactExporter
 from eqnet_core.export.onnx_integer import IntegerExporter
-from eqnet_core.export.proof import Proof, natural_images, prove, simulate
+from eqnet_core.export.proof import Proof, check_extraction, natural_images, prove, simulate
 from eqnet_core.export.qonnx import check_quants, runnable
 from eqnet_core.export.report import report
 from eqnet_core.export.state_dict import save_subnet
@@ -39,6 +39,9 @@ _PROOF_MACS = 4_000_000_000
 
 
 _PREDICTED = ("predicted_accuracy", "prediction_interval")
+
+_EXTRACTED = 2
+"""Images that show an extracted subnet to be the supernet's, which simulates several times slower."""
 
 
 class SubnetBuilder:
@@ -68,6 +71,11 @@ class SubnetBuilder:
         self._costs = costs
         with _for_this_version(bundle):
             self._supernet = Supernet.from_bundle(bundle)
+        if {*dict(statistics.batch_norms)} != {*self._supernet.batch_norms()}:
+            raise BundleError(
+                f"bundle {bundle.name}: its predicted statistics are of other BatchNorms than those of "
+                f"{bundle.architecture}: write the bundle again"
+            )
         if graph is None:
             graph = _stored_graph(bundle) or trace(bundle)
         self._exporter = ExactExporter(bundle.architecture, bundle.input, bundle.classes, graph=graph)
@@ -115,6 +123,7 @@ class SubnetBuilder:
             check_files(device, files)
         exported = time.perf_counter()
         logits = simulate(build_module(subnet), self._images)
+        check_extraction(self._supernet, logits[:_EXTRACTED], self._images[:_EXTRACTED])
         proofs: dict[str, Proof | IntegerProof] = {
             "model.onnx": prove(files["model.onnx"], subnet, self._images, expected=logits)
         }

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqnet_core.build import ARTIFACTS, INTEGER, QONNX, Build, save
-from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.bundle import DOCUMENT, Bundle, shipped_bundles
 from eqnet_core.cost import Cost, CostModel
 from eqnet_core.devices.device import Device
 from eqnet_core.errors import UnsupportedTargetError, Violation
@@ -64,7 +64,7 @@ class Factory:
             BundleError: there is none, it is damaged, or a newer version wrote it.
         """
         folder = Path(path_or_name)
-        if not folder.is_dir():
+        if not (folder / DOCUMENT).exists():
             folder = shipped_bundles().get(str(path_or_name), folder)
         return cls(Bundle.open(folder))
 

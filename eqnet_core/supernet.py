@@ -34,6 +34,9 @@ class Supernet(nn.Module):
         classes: names of the outputs, in order.
         float_model: trained weights to share; random ones without it.
 
+    Raises:
+        BundleError: layers of `space` are not those of the network.
+
     `forward` maps normalised float32 [N, C, H, W] to logits [N, classes]. In training mode BatchNorm uses
     batch statistics; evaluation needs calibrated ones (`calibration`, or `set_statistics`).
     """
@@ -65,6 +68,12 @@ class Supernet(nn.Module):
                 elastic = ElasticLinear(layer, spec)
             else:
                 raise BundleError(f"{spec.name} of {architecture} is neither a convolution nor linear")
+            figures = (layer.weight.numel(), len(layer.weight))
+            if figures != (spec.weights, spec.output_channels):
+                raise BundleError(
+                    f"{spec.name} of {architecture} has {figures[0]} weights in {figures[1]} channels, not "
+                    f"{spec.weights} in {spec.output_channels}: write the bundle again"
+                )
             setattr(parent, child, elastic)
             self._elastic.append(elastic)
         self.configuration = space.uniform(self._elastic[0].setting.form, FIXED_BITS)
@@ -158,7 +167,7 @@ class Supernet(nn.Module):
         """Load what `tensors` returned.
 
         Raises:
-            BundleError: a tensor is missing, unknown or of another shape.
+            BundleError: a tensor is missing, unknown, of another shape or not of finite float32 values.
         """
         expected = self.tensors()
         wrong = sorted(
@@ -169,6 +178,12 @@ class Supernet(nn.Module):
             raise BundleError(
                 f"the tensors do not fit {self.architecture}: {', '.join(wrong[:5])} missing, unknown or of "
                 "another shape"
+            )
+        broken = sorted(n for n, v in tensors.items() if v.dtype != np.float32 or not np.isfinite(v).all())
+        if broken:
+            raise BundleError(
+                f"the tensors of this {self.architecture} are broken: {', '.join(broken[:5])} must be finite "
+                "float32"
             )
         self.model.load_state_dict({n: torch.from_numpy(v.copy()) for n, v in tensors.items()}, strict=False)
 

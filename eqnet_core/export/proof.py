@@ -128,6 +128,9 @@ def prove(
     deviation = float(expected.std()) or 1.0
     model = load_model(onnx_bytes)
     probes = inspect(model, subnet)
+    last = subnet.layers[-1].name
+    if probes[last][1] != "logits":
+        raise ProofError(f"the export changes the logits after the last layer, {last}")
     values_per_image = sum(2 * layer.inputs for layer in subnet.space.layers)
     probed = images[: max(1, min(8, _LOCK_STEP_VALUES // values_per_image))]
     names = sorted({name for pair in probes.values() for name in pair})
@@ -160,6 +163,20 @@ def simulate(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float
     """The logits [N, classes] of `images`, normalised float32 [N, C, H, W]."""
     images = np.require(images, np.float32, ["C", "W"])  # torch warns about arrays that it may not write
     return np.concatenate([module(torch.from_numpy(batch)).numpy() for batch in batches(images)])
+
+
+def check_extraction(supernet: nn.Module, logits: NDArray[np.float32], images: NDArray[np.float32]) -> None:
+    """Compare the active subnet of `supernet` with the `logits` [N, classes] of what was extracted from it.
+
+    The rest of a proof is about the extracted integers, which this shows to be those of the supernet.
+
+    Raises:
+        ProofError: they differ by more than the tolerance of end-to-end runs.
+    """
+    with torch.no_grad():
+        apart = np.abs(simulate(supernet, images) - logits)
+    if not apart.mean() <= Tolerance.mean * float(logits.std()):
+        raise ProofError(f"the extracted subnet's logits differ from the supernet's by {apart.mean():.3g}")
 
 
 def natural_images(input: InputSpec, count: int, *, seed: int) -> NDArray[np.float32]:

@@ -15,12 +15,13 @@ import onnxruntime
 import pytest
 import torch
 
-from eqnet_core.bundle import GRAPH, SUPERNET, Bundle
+from eqnet_core.bundle import GRAPH, SUPERNET, Bundle, shipped_bundles
 from eqnet_core.bundle_writer import write_bundle
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.devices import load_catalogue
 from eqnet_core.errors import (
     BundleError,
+    ProofError,
     UnsupportedTargetError,
 )
 from eqnet_core.export.state_dict import load_subnet, read_metadata
@@ -200,8 +201,13 @@ def test_bundles_that_this_version_cannot_load_say_so(factory: Factory, tmp_path
         (
             ("resnet9000", tensors, "resnet9000"),
             ("resnet20", dict(list(tensors.items())[1:]), "do not fit"),
+            ("resnet20", {**tensors, "fc.bias": tensors["fc.bias"] * np.float32(np.nan)}, "broken"),
+            ("resnet20", tensors, "statistics are of other BatchNorms"),
         )
     ):
+        names = factory.statistics.batch_norms
+        if complaint.startswith("statistics"):
+            names = (("renamed", names[0][1]), *names[1:])
         folder = tmp_path / str(position)
         write_bundle(
             folder,
@@ -217,7 +223,7 @@ def test_bundles_that_this_version_cannot_load_say_so(factory: Factory, tmp_path
             card={},
             supernet=supernet,
             predictor=factory.predictor,
-            statistics=factory.statistics,
+            statistics=replace(factory.statistics, batch_norms=names),
         )
         other = Factory.open(folder)
         other.predict([bundle.space.uniform(FORMS[0], 4)])  # what needs no torch side works
@@ -225,6 +231,31 @@ def test_bundles_that_this_version_cannot_load_say_so(factory: Factory, tmp_path
             other.warm()
     with pytest.raises(BundleError, match="no bundle in"):
         Factory.open("no-such-supernet")
+
+
+def test_a_folder_that_is_no_bundle_does_not_hide_the_one_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20-cifar10").mkdir()
+    assert Factory.open("resnet20-cifar10").bundle.path == shipped_bundles()["resnet20-cifar10"]
+
+
+def test_what_is_extracted_is_compared_with_the_supernet(
+    factory: Factory, untrained_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that change while they are extracted stand for any fault of the extraction."""
+    extract = Supernet.extract
+
+    def faulty(supernet: Supernet, *arguments: Any) -> Any:
+        subnet = extract(supernet, *arguments)
+        with torch.no_grad():
+            supernet.layers[-1].weight[0] += 1
+        return subnet
+
+    monkeypatch.setattr(Supernet, "extract", faulty)
+    with pytest.raises(ProofError, match="extracted subnet's logits differ"):
+        Factory.open(untrained_bundle).build(factory.bundle.space.uniform(FORMS[0], 8))
 
 
 def test_a_bundle_damaged_after_opening_is_noticed(untrained_bundle: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from eqnet_core.devices import load_catalogue
 from eqnet_core.devices.rules import held_in
 from eqnet_core.errors import BundleError, InvalidConfigurationError
 from eqnet_core.models import build_model
-from eqnet_core.space import BIT_WIDTHS, FORMS, Granularity, SubnetConfiguration, Symmetry
+from eqnet_core.space import BIT_WIDTHS, FORMS, Granularity, SearchSpace, SubnetConfiguration, Symmetry
 from eqnet_core.supernet import Supernet, trace_layers
 
 
@@ -107,6 +107,25 @@ def test_tensors_round_trip_and_refuse_what_does_not_fit(supernet: Supernet) -> 
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(copy.eval()(x), supernet.eval()(x), rtol=0, atol=0)
+    for broken in (
+        np.where(np.arange(640).reshape(10, 64) == 3, np.float32(np.nan), tensors["fc.weight"]),
+        tensors["fc.weight"].astype(np.int32),
+    ):
+        with pytest.raises(BundleError, match=r"broken: fc\.weight"):
+            copy.load_tensors({**tensors, "fc.weight": broken})
     del tensors["fc.weight"]
     with pytest.raises(BundleError, match=r"fc\.weight"):
         copy.load_tensors(tensors)
+
+
+@pytest.mark.parametrize("change", [{"weights": 1}, {"output_channels": 17}])
+def test_layers_are_those_of_the_network(supernet: Supernet, change: dict[str, int]) -> None:
+    layers = list(supernet.space.layers)
+    layers[3] = replace(layers[3], **change)
+    with pytest.raises(BundleError, match=f"{layers[3].name} of resnet20 has 2304 weights in 16 channels"):
+        Supernet(
+            architecture="resnet20",
+            space=SearchSpace(tuple(layers)),
+            input=supernet.input,
+            classes=supernet.classes,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -137,6 +138,29 @@ def test_running_alone_finds_it_too(name: str, case: Case, monkeypatch: pytest.M
     FAULTS[name](model)
     with pytest.raises(ProofError, match=r"optimiser off.*(layer2\.1|add\.)"):
         case.prove(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [(lambda logits: logits[:, ::-1], "of the classes agree"), (lambda logits: 2 * logits, "on average")],
+    ids=["classes", "logits"],
+)
+def test_whole_runs_are_compared_too(
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    problem: str,
+) -> None:
+    """Of a file that is right in lock-step: what it is compared with is what is wrong here."""
+    run = integer_proof.run_batch
+
+    def changed(session: Any, images: NDArray[np.float32], names: list[str]) -> list[NDArray[Any]]:
+        *found, logits = run(session, images, names)
+        return [*found, change(logits)]
+
+    monkeypatch.setattr(integer_proof, "run_batch", changed)
+    with pytest.raises(ProofError, match=problem):
+        case.prove(case.file())
 
 
 def test_a_right_file_of_ranges_that_do_not_fit_fails(case: Case) -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnx_faults import Fault, bypass, change, tensor
 
 from eqnet_core.errors import ProofError
 from eqnet_core.export.inspection import find_layers
+from eqnet_core.export.module import build_module
 from eqnet_core.export.onnx_exact import ExactExporter
-from eqnet_core.export.proof import natural_images, prove
+from eqnet_core.export.proof import natural_images, prove, simulate
 from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import BatchNorm, InputSpec, Subnet
 
@@ -103,6 +105,39 @@ def test_a_broken_export_fails(
     FAULTS[name](model)
     with pytest.raises(ProofError):
         prove(model.SerializeToString(), subnet, inputs)
+
+
+@pytest.mark.parametrize("operator", ["Gather", "Mul"])
+def test_nothing_comes_after_the_last_layer(
+    subnet: Subnet, exporter: ExactExporter, inputs: NDArray[np.float32], operator: str
+) -> None:
+    """Classes in another order, or logits 5 % larger: the bounds of whole runs alone would let those pass."""
+    model = onnx.load_from_string(exporter.render(subnet, {}))
+    final = next(node for node in model.graph.node if node.output[0] == "logits")
+    final.output[0] = "before"
+    operand = np.arange(10)[::-1] if operator == "Gather" else np.float32(1.05)
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(operand), "operand"))
+    axis = {"axis": 1} if operator == "Gather" else {}
+    model.graph.node.append(onnx.helper.make_node(operator, ["before", "operand"], ["logits"], **axis))
+    with pytest.raises(ProofError, match="changes the logits after the last layer, fc"):
+        prove(model.SerializeToString(), subnet, inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [(lambda logits: logits[:, ::-1], "of the classes agree"), (lambda logits: 1.3 * logits, "on average")],
+    ids=["classes", "logits"],
+)
+def test_whole_runs_are_compared_too(
+    subnet: Subnet,
+    exporter: ExactExporter,
+    inputs: NDArray[np.float32],
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    problem: str,
+) -> None:
+    expected = change(simulate(build_module(subnet), inputs))
+    with pytest.raises(ProofError, match=problem):
+        prove(exporter.render(subnet, {}), subnet, inputs, expected=expected)
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "no clip"])
