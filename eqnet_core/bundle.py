@@ -76,7 +76,7 @@ class Bundle:
         document = _read_document(folder)
         try:
             bundle = cls(
-                path=folder,
+                path=folder.resolve(),
                 name=str(document["name"]),
                 digest=document_digest(document),
                 architecture=str(document["architecture"]),
@@ -87,7 +87,7 @@ class Bundle:
                 document=document,
             )
             bundle._check()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{folder.name}/{DOCUMENT} is not a bundle's ({error!r}): write the bundle again"
             ) from error
@@ -181,14 +181,20 @@ class Bundle:
     def _tensors(self, name: str) -> dict[str, NDArray[Any]]:
         try:
             return load(self.read(name))
-        except SafetensorError as error:
-            raise BundleError(f"bundle {self.name}: {name} is not a safetensors file: {error}") from error
+        except (SafetensorError, KeyError) as error:  # a type that NumPy does not have is a KeyError
+            raise BundleError(
+                f"bundle {self.name}: {name} is not a safetensors file of NumPy's types: {error}"
+            ) from error
 
     def _check(self) -> None:
         layers, files = self.space.layers, self.document["files"]
         shape, mean, std = self.input.shape, self.input.mean, self.input.std
         if not all(isinstance(entry["sha256"], str) for entry in files.values()):
             raise TypeError("a file's sha256 must be a text")
+        integer = self.document.get("integer", {})
+        costs = [cost for cost in integer.get("cost", {}).values() if cost is not None]
+        if costs and not all(isinstance(value, int | float) for value in (*costs, integer["images"])):
+            raise TypeError("what the integer flavour costs must be numbers")
         problems = {
             f"its name {self.name!r} is not of a-z, 0-9, '.', '_' and '-'": not _NAME.fullmatch(self.name),
             "it has fewer than two classes": len(self.classes) < 2,
@@ -226,7 +232,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
             f"no bundle in {folder}: a bundle is a folder with a {DOCUMENT}, or one of the shipped ones "
             f"({', '.join(shipped_bundles()) or 'there are none'})"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise BundleError(f"cannot read {folder.name}/{DOCUMENT}: {error}") from error
     try:
         document = json.loads(text)

@@ -66,6 +66,7 @@ class StatisticsPredictor:
         channels = sum(count for _, count in self.batch_norms)
         fits = (
             self.owners.shape == (len(self.batch_norms),)
+            and np.issubdtype(self.owners.dtype, np.integer)
             and self.table.shape == (TABLE_ROWS, 2 * channels)
             and self.shared.ndim == 2
             and self.shared.shape[1] == 2 * channels

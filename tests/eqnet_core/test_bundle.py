@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,10 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
         (lambda d: [layer.update(searchable=False) for layer in d["layers"]], "no searchable layer"),
         (lambda d: d["input"].update(std=[0.1, 0.0, 0.1]), "normalisation"),
         (lambda d: d["input"].update(shape=[3, 4]), "not a bundle's"),
+        (lambda d: d["input"].update(shape=[1e999, 4, 4]), "not a bundle's"),
+        (lambda d: d.update(integer=[1]), "not a bundle's"),
+        (lambda d: d.update(integer={"cost": {"a": "much"}, "images": 9}), "must be numbers"),
+        (lambda d: d.update(integer={"cost": {"a": 0.1}}), "images"),
         (lambda d: d["files"].pop("predictor.safetensors"), "lacks"),
         (lambda d: d["files"].update({"../secret": {"sha256": "", "bytes": 0}}), "lists no file"),
         (lambda d: d.update(files=[]), "not a bundle's"),
@@ -271,9 +277,38 @@ def test_later_versions_may_add_to_a_document(tmp_path: Path) -> None:
     assert Bundle.open(folder).space == SPACE
 
 
+def test_tensors_of_types_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + b"\0\0"
+    bundle = write(tmp_path / "toy")
+    (bundle.path / "predictor.safetensors").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    rewrite(bundle.path, lambda d: d["files"]["predictor.safetensors"].update(sha256=digest))
+    with pytest.raises(BundleError, match="BF16"):
+        Bundle.open(bundle.path).predictor()
+
+
+def test_owners_of_statistics_are_whole_numbers() -> None:
+    statistics = make_statistics(SPACE)
+    with pytest.raises(BundleError, match="do not fit together"):
+        replace(statistics, owners=statistics.owners.astype(np.float32))
+
+
+def test_a_bundle_is_read_after_the_working_folder_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "toy")
+    monkeypatch.chdir(tmp_path)
+    bundle = Bundle.open("toy")
+    monkeypatch.chdir("/")
+    assert bundle.predictor().encoding_size == SPACE.encoding_size
+
+
 def test_where_no_bundle_is_says_so(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle in"):
         Bundle.open(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="cannot read"):
+        Bundle.open("a\0b")
     (tmp_path / "bundle.json").write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match="not JSON"):
         Bundle.open(tmp_path)
