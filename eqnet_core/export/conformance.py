@@ -171,11 +171,12 @@ class _OnnxRules:
             faults |= self._weight_faults(layer, weight)
         found = _violations(self.device, (layer.name, "", "weight"), faults)
         if len(layer.input) > 2:
-            signed = self.device.profile.signed
             # A classifier's float bias is added after the integer product; a convolution's would be rounded,
-            # but for runtimes without unsigned types (TensorRT), which dequantise no int32.
+            # but not where activations are signed, as in files for TensorRT, which dequantises no int32.
+            signed = quantized[0] and self._is_signed(dequantizers[0])
             floating = layer.op_type == "Conv" and not signed and not quantized[2]
-            faults = {"is in floating point": floating, "is in int32": signed and quantized[2]}
+            in_int32 = self.device.profile.signed and quantized[2]
+            faults = {"is in floating point": floating, "is in int32": in_int32}
             found += _violations(self.device, (layer.name, "", "bias"), faults)
         return found
 
@@ -224,6 +225,9 @@ class _OnnxRules:
         if len(node.input) > 2:
             return scale, self._array(node.input[2])
         return scale, np.zeros(scale.shape, np.uint8)  # ONNX's default
+
+    def _is_signed(self, dequantize: onnx.NodeProto | None) -> bool:
+        return dequantize is not None and self._parameters(dequantize)[1].dtype == np.int8
 
     def _array(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = numpy_helper.to_array(self.constants[name])

@@ -115,6 +115,20 @@ def test_step_sizes_are_the_nearest_numbers_to_the_exponentials() -> None:
         np.testing.assert_array_equal(step.detach().numpy(), nearest)
 
 
+@pytest.mark.parametrize(("per_channel", "sharing"), [(True, 12), (False, 36)])
+def test_weights_that_share_a_step_size_scale_its_gradient(per_channel: bool, sharing: int) -> None:
+    """Three channels of 12 weights each: those of one channel, or all of them."""
+    quantizer = WeightQuantizer(channels=3)
+    low, high = torch.tensor(-4.0), torch.tensor(3.0)
+    step, _ = quantizer.select(
+        torch.tensor([0]), torch.tensor(per_channel), torch.tensor(False), low, high, elements=36
+    )
+    step[0].backward()
+    table = quantizer.log_step_per_channel if per_channel else quantizer.log_step_per_tensor
+    assert table.grad is not None
+    assert table.grad.flatten()[0].item() == pytest.approx((3 * sharing) ** -0.5)
+
+
 def test_step_size_gradient_is_scaled_as_in_lsq() -> None:
     quantizer = ActivationQuantizer()
     low, high = torch.tensor(0.0), torch.tensor(3.0)

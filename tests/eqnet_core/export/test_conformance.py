@@ -200,6 +200,13 @@ def test_the_file_of_another_device_is_refused(files_of: Callable[[Device], File
     assert "weight is in int4" in message
 
 
+def test_a_target_of_both_signs_takes_files_of_either(files_of: Callable[[Device], Files]) -> None:
+    """A signed file has float biases, which an unsigned one may not have."""
+    either = CATALOGUE["onnxruntime-cpu"]
+    check_onnx(either, files_of(either)["model.integer.onnx"])
+    check_onnx(either, files_of(CATALOGUE["tensorrt"])["model.integer.onnx"])
+
+
 def test_tensorrt_refuses_integer_clips_and_biases(
     make_subnet: Callable[[SubnetConfiguration], Subnet],
     integer_exporter: IntegerExporter,
