@@ -12,7 +12,7 @@ from typing import Any
 from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.search import SEARCH_VERSION
 
-EXPORTER_VERSION = 11
+EXPORTER_VERSION = 12
 """Raise this when the same configuration comes to give other bytes: every id changes with it."""
 
 _ID = re.compile(r"[0-9a-f]{32}")

@@ -27,7 +27,7 @@ ORDER = SubnetOrder(
 def test_the_id_does_not_change_between_versions() -> None:
     """Records of earlier versions are found by it: change this only together with EXPORTER_VERSION or
     SEARCH_VERSION."""
-    assert ORDER.id == "ea7911a814482e2f2dfcf5b59548e551"
+    assert ORDER.id == "e273f68ab5cea7b8cf56288144ada3da"
     assert is_subnet_id(ORDER.id)
 
 
