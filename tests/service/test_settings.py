@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -108,3 +110,16 @@ def test_a_url_that_nobody_can_open_is_refused_with_advice(
 def test_passwords_in_urls_are_not_shown() -> None:
     url = "redis://:secret@host:6379/0"
     assert "secret" not in repr(Settings(redis_url=url, broker_url=url))
+
+
+def test_answers_and_builders_take_what_is_set(serve: Callable[..., Any]) -> None:
+    """EQNET_WAIT: whoever does not say how long to wait; EQNET_BUILDER_THREADS: those of each builder."""
+    server = serve(wait=0, builder_threads=4)
+    wanted = {"device": "fpga-mixed", "search": {"population": 10, "generations": 3}}
+    with server.client() as client:
+        pending = client.post("/subnets", json=wanted)
+        assert (pending.status_code, pending.json()["status"] in ("queued", "building")) == (202, True)
+        assert client.post("/subnets", json=wanted, headers={"Prefer": "wait=500"}).status_code == 200
+        (builder,) = server.children("service.jobs.worker")
+        threads = len(list(Path(f"/proc/{builder}/task").iterdir()))
+    assert threads > 4, "with one to compute with it has three in all"
