@@ -15,7 +15,7 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.evaluation import top1
 from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS
-from eqnet_core.training.batches import calibration_batches
+from eqnet_core.training.batches import calibration_batches, calibration_count
 from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run
 from eqnet_core.training.starting import float_digest, float_network
@@ -24,8 +24,8 @@ from eqnet_core.training.trained import load_trained, supernet_digest
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracySettings:
-    """Which uniform bit-widths are measured, over all forms, after calibration with this many images; those
-    that the network does not have are left out."""
+    """Which uniform bit-widths are measured, over all forms, after calibration with this many images; bits
+    that the network does not have are left out, and of images there may be fewer."""
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     calibration_images: int = 2048
@@ -47,7 +47,11 @@ def measure_accuracies(
         another supernet.
     """
     supernet = load_trained(supernet_folder, data).to(device)
-    settings = replace(settings, bits=tuple(b for b in settings.bits if b in supernet.space.bit_widths))
+    settings = replace(  # the card tells them
+        settings,
+        bits=tuple(b for b in settings.bits if b in supernet.space.bit_widths),
+        calibration_images=calibration_count(data, settings.calibration_images),
+    )
     model = float_network(data, float_weights, supernet.architecture)
     origins = {
         "data": data.digest,

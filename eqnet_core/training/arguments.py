@@ -196,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--images",
         type=_count,
         default=CalibrationSettings().images,
-        help="augmented training images for each",
+        help="augmented training images for each, in batches of 128",
     )
     _add_sharing(command)
     command = stage("sample", "measure subnets as delivered, for the accuracy predictor")

@@ -28,6 +28,8 @@ Stream = Literal[
 ]
 _STREAMS: tuple[Stream, ...] = get_args(Stream)
 
+_CALIBRATION_BATCH = 128
+
 
 def seeded(seed: int, stream: Stream, index: int) -> np.random.Generator:
     """The generator of one purpose at one step (or epoch): independent of every other."""
@@ -126,14 +128,20 @@ def augmented(batch: LabelledImages, data: ImageData, generator: torch.Generator
     return normalise(crop_and_flip(batch.images, generator, mirror=data.mirror), data.mean, data.std)
 
 
+def calibration_count(data: ImageData, images: int) -> int:
+    """How many `calibration_batches` has when asked for so many: whole batches, of what there is."""
+    count = min(images, len(data.train))
+    return count - count % min(_CALIBRATION_BATCH, count)
+
+
 def calibration_batches(
-    data: ImageData, *, images: int, seed: int, index: int, device: torch.device, batch_size: int = 128
+    data: ImageData, *, images: int, seed: int, index: int, device: torch.device
 ) -> list[Tensor]:
     """Augmented, normalised training images for BatchNorm, in equal batches: draw `index` of `seed`."""
-    order = torch.from_numpy(seeded(seed, "calibration", index).permutation(len(data.train))[:images])
+    count = calibration_count(data, images)
+    order = torch.from_numpy(seeded(seed, "calibration", index).permutation(len(data.train))[:count])
     generator = torch_seeded(seed, "calibration", index)
-    size = min(batch_size, len(order))
     return [
-        augmented(data.train.subset(order[start : start + size]), data, generator).to(device)
-        for start in range(0, len(order) - size + 1, size)
+        augmented(data.train.subset(part), data, generator).to(device)
+        for part in torch.split(order, min(_CALIBRATION_BATCH, count))
     ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eqnet_core.calibration import calibrate_batch_norm
+from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 from eqnet_core.statistics import StatisticsPredictor
 from eqnet_core.training.batches import calibration_batches, seeded
@@ -19,7 +20,7 @@ from eqnet_core.training.collecting import Shard, Wanted, collect
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.moments import measure_moments, output_tables
 from eqnet_core.training.run import Run, load_tensors, save_tensors
-from eqnet_core.training.samples import SPREAD, Calibrations
+from eqnet_core.training.samples import SPREAD, Calibrations, gather
 from eqnet_core.training.statistics_fitting import fit_statistics
 from eqnet_core.training.subnets import sample_configuration
 from eqnet_core.training.trained import load_trained, supernet_digest
@@ -49,16 +50,21 @@ def calibrate_subnets(
     device: torch.device,
     shard: Shard,
 ) -> Path:
-    """Calibrate until `settings.samples` are there, then fit; returns the predictor's file.
+    """Calibrate until `settings.samples` are there, then fit; returns the predictor's file, or the folder as
+    long as samples of other shards are missing.
 
     Every sample depends on the seed and its number alone. Each has a draw of images of its own, so that a
     model fitted to all of them does not learn one draw's error.
 
     Raises:
-        TrainingError: no trained supernet, too few samples to fit, or other settings or another supernet
-        before.
+        TrainingError: no trained supernet, fewer training images than asked for, too few samples to fit, or
+        other settings or another supernet before.
     """
     supernet = load_trained(supernet_folder, data).to(device)
+    if settings.images > len(data.train):
+        raise TrainingError(
+            f"{settings.images} images asked for, there are {len(data.train)} training images: lower --images"
+        )
     origins = {"data": data.digest, "supernet": supernet_digest(supernet)}
     run = Run(folder, settings, growing=("samples", "compile"), origins=origins)
     forward = torch.compile(supernet, dynamic=False) if settings.compile else supernet
@@ -84,6 +90,7 @@ def calibrate_subnets(
             "variances": np.concatenate([variance for _, variance in statistics.values()]),
         }
 
+    before = gather(folder, Calibrations)
     batch_norms = tuple((name, module.num_features) for name, module in supernet.batch_norms().items())
     samples = collect(
         run,
@@ -96,6 +103,10 @@ def calibrate_subnets(
     )
     if len(samples) < len(wanted):
         print(f"{len(samples)} of {len(wanted)} are there: the last shard fits the predictor")
+        return folder
+    if before is not None and len(before) == len(samples) == _fitted(folder):
+        # On other threads the same fit has other last bits, and what was measured with these would be lost.
+        print(f"fitted to these {len(samples)} before")
         return folder / TENSORS
     chosen = [wanted[number] for number in moment_subnets(len(wanted))]
     moments = measure_moments(
@@ -110,6 +121,13 @@ def calibrate_subnets(
     save_tensors(folder / TENSORS, predictor.to_tensors())
     write_atomically(folder / QUALITY, json.dumps(quality, indent=2).encode())
     return folder / TENSORS
+
+
+def _fitted(folder: Path) -> int:
+    """How many samples the predictor in `folder` is of, 0 without one."""
+    if not ((folder / TENSORS).exists() and (folder / QUALITY).exists()):
+        return 0
+    return int(json.loads((folder / QUALITY).read_text())["samples"])
 
 
 def moment_subnets(samples: int) -> range:

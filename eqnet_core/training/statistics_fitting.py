@@ -110,8 +110,9 @@ def fit_statistics(
     predictor = StatisticsPredictor(
         batch_norms=samples.batch_norms,
         owners=owners,
-        table=table.astype(np.float16),
-        shared=shared.astype(np.float16),
+        # + 0.0: which zeros are negative is rounding's luck, and the digest would tell
+        table=table.astype(np.float16) + np.float16(0.0),
+        shared=shared.astype(np.float16) + np.float16(0.0),
         centre=centre.astype(np.float32),
         spread=spread.astype(np.float32),
         low=low.astype(np.float32),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eqnet_core.errors import TrainingError
 from eqnet_core.training.augmentation import crop_and_flip, cutmix
-from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches
+from eqnet_core.training.batches import Batches, ImageSizes, calibration_batches, calibration_count
 from eqnet_core.training.data import ImageData, LabelledImages, load_data, normalise
 
 SHAPE = (3, 32, 32)
@@ -225,6 +225,16 @@ def test_a_batch_depends_on_its_step_alone(digits: ImageData) -> None:
     assert torch.equal(images, again)
     assert torch.equal(labels, labels_again)
     assert not torch.equal(images, fresh.at(1)[0])
+
+
+@pytest.mark.parametrize(("asked", "there", "given"), [(64, 96, 64), (2048, 96, 96), (300, 400, 256)])
+def test_calibration_has_whole_batches_of_the_images_there_are(
+    digits: ImageData, asked: int, there: int, given: int
+) -> None:
+    data = replace(digits, train=digits.train.subset(torch.arange(there) % 96))
+    batches = calibration_batches(data, images=asked, seed=0, index=0, device=torch.device("cpu"))
+    assert len({len(batch) for batch in batches}) == 1
+    assert sum(len(batch) for batch in batches) == calibration_count(data, asked) == given
 
 
 def test_every_image_comes_once_an_epoch_at_the_epochs_size(digits: ImageData) -> None:

@@ -57,6 +57,34 @@ def test_statistics_are_those_of_calibration(digits: ImageData, trained: Path, c
     assert np.concatenate(errors).mean() < 0.15
 
 
+def test_a_predictor_is_fitted_once_to_the_same_samples(
+    digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    """Fitted again it may have other last bits, and what was measured with it would be refused."""
+    settings = CalibrationSettings(samples=MINIMUM_CALIBRATIONS, images=32, compile=False)
+    folder = shutil.copytree(calibrated, tmp_path / "statistics")
+
+    def calibrate(samples: int = MINIMUM_CALIBRATIONS, shard: Shard = WHOLE) -> tuple[Path, int, int]:
+        changed = replace(settings, samples=samples)
+        written = calibrate_subnets(digits, trained / "supernet", folder, changed, CPU, shard)
+        quality = json.loads((folder / "quality.json").read_text())
+        return written, (folder / "statistics.npz").stat().st_mtime_ns, quality["samples"]
+
+    before = (folder / "statistics.npz").stat().st_mtime_ns
+    assert calibrate() == (folder / "statistics.npz", before, MINIMUM_CALIBRATIONS)
+    assert calibrate(MINIMUM_CALIBRATIONS - 9) == (folder / "statistics.npz", before, MINIMUM_CALIBRATIONS)
+    # the first of two shards has one sample more, and leaves the fit to the other
+    assert calibrate(MINIMUM_CALIBRATIONS + 2, Shard(0, 2)) == (folder, before, MINIMUM_CALIBRATIONS)
+    path, after, samples = calibrate(MINIMUM_CALIBRATIONS + 2, Shard(1, 2))
+    assert (path, samples) == (folder / "statistics.npz", MINIMUM_CALIBRATIONS + 2)
+    assert after > before
+    for lost in ("statistics.npz", "samples-1.npz"):
+        (folder / lost).unlink()
+        before = after
+        _, after, _ = calibrate(MINIMUM_CALIBRATIONS + 2)
+        assert after > before
+
+
 def test_samples_go_on_and_in_shards_to_the_same(
     digits: ImageData, trained: Path, calibrated: Path, tmp_path: Path
 ) -> None:

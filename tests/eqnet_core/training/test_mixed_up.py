@@ -1,5 +1,6 @@
 """Runs mixed up: other images, another split, another network. Told at once, and nothing is left behind."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,17 +105,21 @@ def test_what_is_refused_leaves_no_settings_behind(digits: ImageData, run: Path,
     few = SamplingSettings(images=4)
     with pytest.raises(TrainingError, match="at least 8"):
         sample_subnets(digits, run / "supernet", run / "statistics", tmp_path / "samples", few, CPU, Shard())
+    many = CalibrationSettings(images=97)
+    with pytest.raises(TrainingError, match="97 images asked for, there are 96 training images"):
+        calibrate_subnets(digits, run / "supernet", tmp_path / "statistics", many, CPU, Shard())
     assert not list(tmp_path.iterdir())
 
 
 def test_accuracies_that_were_stopped_are_not_handed_out(
     digits: ImageData, run: Path, tmp_path: Path
 ) -> None:
-    settings = AccuracySettings(bits=(8,), calibration_images=32)
+    settings = AccuracySettings(bits=(8,), calibration_images=1000)  # of which there are 96
     weights, supernet = run / "float" / WEIGHTS, run / "supernet"
     path = measure_accuracies(digits, weights, supernet, tmp_path, settings, CPU)
     whole = path.read_text()
     assert load_accuracies(tmp_path)["uniform"].keys() == {form.name for form in FORMS}
+    assert json.loads((tmp_path / "settings.json").read_text())["calibration_images"] == 96
     path.write_text(whole.replace(FORMS[-1].name, "not there yet"))
     with pytest.raises(TrainingError, match="not complete"):
         load_accuracies(tmp_path)
