@@ -21,7 +21,7 @@ from eqnet_core.training.samples import SPREAD, Samples
 from eqnet_core.training.subnets import spread_encodings
 
 MINIMUM_SAMPLES = 60
-"""Fewer cannot tell what matters."""
+"""Random subnets. Fewer cannot tell what matters."""
 
 LESSONS = 20_000
 """Subnets that the process teaches the network by."""
@@ -72,7 +72,7 @@ def fit_predictor(
     happen to like: `half` tells how much (`_by_halves`).
 
     Raises:
-        TrainingError: too few samples, or samples of another space.
+        TrainingError: too few random subnets, or samples of another space.
     """
     _check(samples, space)
     samples = _merge(samples)
@@ -135,10 +135,11 @@ def fit_predictor(
 def _check(samples: Samples, space: SearchSpace) -> None:
     if samples.space != space:
         raise TrainingError("the samples are of another supernet: sample this one")
-    if len(samples) < MINIMUM_SAMPLES:
+    spread = int((samples.draw == SPREAD).sum())
+    if spread < MINIMUM_SAMPLES:
         raise TrainingError(
-            f"{len(samples)} samples are too few to fit and to measure a predictor: sample at least "
-            f"{MINIMUM_SAMPLES}, better 300"
+            f"{spread} random subnets are too few to fit and to measure a predictor: ask for at least "
+            f"{MINIMUM_SAMPLES}, better 300, with `sample --samples`"
         )
 
 

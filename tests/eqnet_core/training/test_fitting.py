@@ -17,7 +17,7 @@ from eqnet_core.predictor import AccuracyPredictor
 from eqnet_core.space import FORMS, SearchSpace
 from eqnet_core.training.ensemble import EnsembleSettings
 from eqnet_core.training.fitting import fit_predictor
-from eqnet_core.training.samples import Samples, configuration_columns
+from eqnet_core.training.samples import SPREAD, Samples, configuration_columns
 from eqnet_core.training.subnets import sample_configuration
 
 Fitted = tuple[AccuracyPredictor, dict[str, Any], list[str]]
@@ -204,7 +204,11 @@ def test_equal_accuracies_are_no_error() -> None:
 
 def test_too_few_samples_and_other_spaces_are_refused() -> None:
     few, _ = make_samples(THREE_LAYERS, 30, 5)
-    with pytest.raises(TrainingError, match="sample at least 60"):
+    with pytest.raises(TrainingError, match=r"30 random subnets .* at least 60, .* `sample --samples`"):
         fit_predictor(few, THREE_LAYERS, 0)
+    many, _ = make_samples(THREE_LAYERS, 100, 5)
+    searched = replace(many, draw=np.where(np.arange(100) < 59, SPREAD, 5).astype(np.int32))
+    with pytest.raises(TrainingError, match="59 random subnets"):
+        fit_predictor(searched, THREE_LAYERS, 0)
     with pytest.raises(TrainingError, match="another supernet"):
         fit_predictor(few, RESNET20, 0)
