@@ -89,7 +89,7 @@ def card_page(bundle: Bundle) -> str:
         "## Predictors",
         "",
         f"CQAP, fitted to {predictor['samples']} subnets as delivered, each measured on a panel of "
-        f"{predictor['images']} held-out images{' in four views' if predictor.get('views') else ''}. "
+        f"{predictor['images']} held-out images{of_views(predictor)}. "
         f"{predictor['held_out']} of the subnets are spread over the space; each predicted by a fit to "
         "others only:",
         "",
@@ -121,6 +121,12 @@ def card_page(bundle: Bundle) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def of_views(predictor: Mapping[str, Any]) -> str:
+    """What else each sample was measured on, after the number of held-out images; nothing without views."""
+    views = predictor.get("views", 0)  # older versions had none
+    return f" and on {views} mirrored or shifted views of held-out images" if views else ""
 
 
 def _plain(predictor: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS, Granularity
+from eqnet_core.training.card import of_views
 from eqnet_core.training.plots import draw_figure, write_figure
 from eqnet_core.training.run import load_tensors
 
@@ -56,7 +57,7 @@ def _page(quality: dict[str, Any]) -> str:
         "",
         f"Written by the `report` stage of training. {quality['samples']} subnets as delivered, with "
         f"predicted BatchNorm statistics, each measured on a panel of {quality['images']} held-out images"
-        f"{_views(quality)} and predicted by a fit to others only. Measurements are noisy too: Kendall of "
+        f"{of_views(quality)} and predicted by a fit to others only. Measurements are noisy too: Kendall of "
         "the halves is that between the same subnets' accuracies on two halves of the panel. Errors in "
         "points, coverage of the 90 % interval in %.",
         "",
@@ -74,11 +75,6 @@ def _page(quality: dict[str, Any]) -> str:
         label = name if count is None else f"{name} ({count})"
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "![measured against predicted accuracy](prediction.png)", ""])
-
-
-def _views(quality: dict[str, Any]) -> str:
-    views = quality.get("views", 0)  # older versions had none
-    return f" and on {views} mirrored or shifted views of them" if views else ""
 
 
 def _plain(quality: dict[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def test_accuracies_in_views_are_told_from_those_of_the_images_as_they_are() -> 
     bundle = Bundle.open(shipped_bundles()["resnet20-cifar10"])
     predictor = bundle.document["predictor"] | {"views": 900, "plain_pearson": 0.71, "plain_kendall": 0.52}
     page = card_page(replace(bundle, document={**bundle.document, "predictor": predictor}))
-    assert "held-out images in four views." in page
+    assert "held-out images and on 900 mirrored or shifted views of held-out images." in page
     assert "| Pearson on the images as they are alone | 0.710 |" in page
     assert "| Kendall on the images as they are alone | 0.520 |" in page
     page = card_page(replace(bundle, document={**bundle.document, "predictor": predictor | {"views": 0}}))

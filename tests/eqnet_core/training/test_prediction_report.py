@@ -41,7 +41,7 @@ def test_the_report_states_what_the_fit_measured(tmp_path: Path) -> None:
     quality |= {"views": 960, "plain_pearson": 0.7651, "plain_kendall": 0.6412}
     (tmp_path / "quality.json").write_text(json.dumps(quality))
     page = write_report(tmp_path, tmp_path / "docs").read_text()
-    assert "1200 held-out images and on 960 mirrored or shifted views of them" in page
+    assert "1200 held-out images and on 960 mirrored or shifted views of held-out images" in page
     assert "Pearson is 0.765, Kendall 0.641" in page
     assert "| all forms (30) | 0.800 | 0.800 | 0.800 | 0.21 | 0.17 | 80.00 | 80.00 |" in page
     assert "| found by searches (10) |" in page
