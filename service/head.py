@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from starlette.routing import BaseRoute, Match, Mount
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -37,8 +37,4 @@ class HeadRequests:
             scope["route"] = get.get("route")
 
     def _answered_anyway(self, scope: Scope) -> bool:
-        return any(
-            (isinstance(route, Mount) or "HEAD" in (getattr(route, "methods", None) or ()))
-            and route.matches(scope)[0] is Match.FULL
-            for route in self._routes
-        )
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from service.embedded import EmbeddedStore
 from service.errors import ProblemError
@@ -147,19 +148,19 @@ def test_a_file_that_is_damaged_or_lost_while_it_is_sent_is_503(
     code: str,
     wanted: dict[str, str],
 ) -> None:
-    def altered_meanwhile(name: str, content: CheckedFile, headers: Any) -> Any:
+    def altered_meanwhile(name: str, content: CheckedFile, headers: Any, *, method: str) -> Any:
         if fault is not None:
             content.close()
             raise fault
         (tmp_path / "artifacts" / ORDER.id / content.sha256).write_bytes(b"other")
-        return file_response(name, content, headers)
+        return file_response(name, content, headers, method=method)
 
     async def use(site: Site) -> None:
         files = site.artifacts.save(ORDER.id, {"model.onnx": b"model"})
         record = {"status": "ready", "artifacts": [file.to_json() for file in files]}
         await site.store.put(replace(new_record(ORDER), record={**new_record(ORDER).record, **record}))
         state: Any = SimpleNamespace(subnets=site.service)
-        request: Any = SimpleNamespace(headers=wanted)
+        request: Any = SimpleNamespace(headers=Headers(wanted), method="GET")
         problem = await refused(endpoints.artifact(ORDER.id, "model.onnx", state, request))
         assert (problem.status, problem.code) == (503, code)
 
