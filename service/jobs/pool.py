@@ -23,8 +23,8 @@ Progress = Callable[[str, float], None]
 _LINE_LIMIT = 16 * 1024 * 1024
 
 _UNHURRIED = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""By default torch's threads spin while they wait for each other. Beside two busy processes on two cores a build
-then took 4 to 26 s, with this 2 to 5; on an idle machine 0.7 s, with this 0.6 to 1.0."""
+"""By default torch's threads spin while they wait for each other. Beside two busy processes on two cores, a
+build then took 4 to 26 s, with this 2 to 5; on an idle machine 0.7 s, with this 0.6 to 1.0."""
 
 
 class QueueFullError(Exception):
