@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from eqnet_core.calibration import calibrate_batch_norm
 from eqnet_core.errors import TrainingError
-from eqnet_core.evaluation import margins, top1
-from eqnet_core.space import FORMS
+from eqnet_core.evaluation import margins
+from eqnet_core.space import FORMS, SubnetConfiguration
 from eqnet_core.training.augmentation import VIEWS, view
 from eqnet_core.training.batches import calibration_batches, seeded
 from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
 from eqnet_core.training.collecting import Shard
-from eqnet_core.training.data import ImageData, normalise
+from eqnet_core.training.data import ImageData, LabelledImages, normalise
 from eqnet_core.training.panel import Panel
 from eqnet_core.training.pool import ImagePool
 from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
@@ -103,38 +104,25 @@ def test_samples_go_on_and_in_shards_to_the_same(
     for field in fields(whole):
         np.testing.assert_array_equal(getattr(whole, field.name), getattr(parts, field.name))
     assert len(whole) == 6
-    supernet = load_trained(trained / "supernet")
     configuration = whole.configuration(2)
-    statistics = load_statistics(calibrated).predict(configuration, supernet.space)
-    supernet.activate(configuration)
-    supernet.set_statistics(statistics)
-    images = normalise(digits.held_out.images, digits.mean, digits.std)
-    assert abs(top1(supernet, images, digits.held_out.labels) - whole.plain_accuracy[2]) < 0.03
-    pool = ImagePool.load(tmp_path / "a" / "pool.npz", 48)
-    drawn = pool.draw(seeded(0, "draws", 2))
-    images = normalise(digits.train.images[drawn], digits.mean, digits.std)
-    expected = pool.accuracy(drawn, margins(supernet, images, digits.train.labels[drawn]).numpy())
-    assert abs(expected - whole.smooth_accuracy[2]) < 0.03
+    right = measured_margins(digits, trained, calibrated, configuration, digits.held_out)
+    assert abs((right > 0).mean() - whole.plain_accuracy[2]) < 0.03
     judged = sample("e", samples=3, drawn=0)
     np.testing.assert_array_equal(judged.half_accuracy, whole.half_accuracy[:3])
-    panel, views_panel = (Panel.load(tmp_path / "e" / f"{name}.npz") for name in ("panel", "views"))
-    shown = torch.cat([view(digits.held_out.images, index) for index in range(VIEWS)])
-    seen = {"as it is": digits.held_out.images, "views": shown}
-    right = {
-        name: margins(
-            supernet,
-            normalise(pictures, digits.mean, digits.std)[one.images],
-            digits.held_out.labels.repeat(3)[one.images],
-        ).numpy()
-        for one, (name, pictures) in zip((panel, views_panel), seen.items(), strict=True)
-    }
-    for of, expected in (
-        (Panel.accuracies, judged.half_accuracy[2]),
-        (Panel.smooth_accuracy, judged.smooth_accuracy[2]),
-    ):
-        together = (of(panel, right["as it is"]) + 3 * of(views_panel, right["views"])) / 4
-        np.testing.assert_allclose(together, expected, atol=0.004)
-    assert judged.views == len(views_panel.images)
+    assert_judged_in_views(digits, trained, calibrated, tmp_path / "e", judged)
+    # digits show another class in a mirror: the same stages, as of an older version, which says of no images
+    unmirrored, run = replace(digits, mirror=False), tmp_path / "unmirrored"
+    for stage in (trained / "supernet", calibrated):
+        copy = shutil.copytree(stage, run / stage.name)
+        document = json.loads((copy / "settings.json").read_text())
+        del document["data"]
+        (copy / "settings.json").write_text(json.dumps(document))
+    other = replace(settings, samples=1, drawn=0)
+    folder, statistics = run / "samples", run / "statistics"
+    judged = sample_subnets(unmirrored, run / "supernet", statistics, folder, other, CPU, WHOLE)
+    assert_judged_in_views(unmirrored, run, statistics, folder, judged)
+    mirrored, panel = (Panel.load(path / "views.npz") for path in (tmp_path / "e", folder))
+    assert (mirrored.offset != panel.offset).all()
     alone = sample("f", samples=3, views=0)
     np.testing.assert_array_equal(alone.accuracy, whole.plain_accuracy[:3])
     np.testing.assert_array_equal(alone.smooth_accuracy, whole.smooth_accuracy[:3])
@@ -148,6 +136,44 @@ def test_samples_go_on_and_in_shards_to_the_same(
             sample("d", drawn=wrong)
     with pytest.raises(TrainingError, match="run the fit stage first"):
         sample("c", searched=2)
+
+
+def images_and_views(data: ImageData) -> LabelledImages:
+    """The held-out images as they are, and then in all their views."""
+    images = data.held_out.images
+    shown = [images, *(view(images, index, mirror=data.mirror) for index in range(VIEWS))]
+    return LabelledImages(images=torch.cat(shown), labels=data.held_out.labels.repeat(1 + VIEWS))
+
+
+def measured_margins(
+    data: ImageData,
+    run: Path,
+    statistics: Path,
+    configuration: SubnetConfiguration,
+    images: LabelledImages,
+) -> NDArray[np.float32]:
+    """Of a subnet as delivered, with predicted statistics."""
+    supernet = load_trained(run / "supernet")
+    supernet.activate(configuration)
+    supernet.set_statistics(load_statistics(statistics).predict(configuration, supernet.space))
+    inputs = normalise(images.images, data.mean, data.std)
+    return np.asarray(margins(supernet, inputs, images.labels).numpy())
+
+
+def assert_judged_in_views(
+    data: ImageData, run: Path, statistics: Path, folder: Path, judged: Samples
+) -> None:
+    """The last of the samples in `folder` was measured on the panels that are there."""
+    panel, views_panel = (Panel.load(folder / f"{name}.npz") for name in ("panel", "views"))
+    seen = measured_margins(data, run, statistics, judged.configuration(-1), images_and_views(data))
+    plain, viewed = np.split(seen, [len(data.held_out)])
+    for of, expected in (
+        (Panel.accuracies, judged.half_accuracy[-1]),
+        (Panel.smooth_accuracy, judged.smooth_accuracy[-1]),
+    ):
+        together = (of(panel, plain[panel.images]) + 3 * of(views_panel, viewed[views_panel.images])) / 4
+        np.testing.assert_allclose(together, expected, atol=0.004)
+    assert judged.views == len(views_panel.images)
 
 
 def test_no_stage_goes_on_with_measurements_of_another_supernet(
@@ -191,6 +217,14 @@ def test_searched_samples_are_added(
         digits, trained / "supernet", calibrated, tmp_path, settings, CPU, WHOLE, predictor=predictor
     )
     assert (found.draw != SPREAD).tolist() == [False] * 2 + [True] * 3
+    # each is fitted by training images of its own
+    pool = ImagePool.load(tmp_path / "pool.npz", 48)
+    chosen = [pool.draw(seeded(0, "draws", int(one))) for one in found.draw + found.index]
+    assert len({tuple(images) for images in chosen}) == 5
+    for row, images in enumerate(chosen):
+        seen = digits.train.subset(torch.from_numpy(images))
+        right = measured_margins(digits, trained, calibrated, found.configuration(row), seen)
+        assert found.smooth_accuracy[row] == pytest.approx(pool.accuracy(images, right), abs=0.002)
     assert (found.weight_bits[2:].mean(axis=1) < 7).all()
 
 
