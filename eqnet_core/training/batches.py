@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -136,12 +137,13 @@ def calibration_count(data: ImageData, images: int) -> int:
 
 def calibration_batches(
     data: ImageData, *, images: int, seed: int, index: int, device: torch.device
-) -> list[Tensor]:
-    """Augmented, normalised training images for BatchNorm, in equal batches: draw `index` of `seed`."""
+) -> Iterator[Tensor]:
+    """Augmented, normalised training images for BatchNorm, in equal batches: draw `index` of `seed`.
+
+    Each is made when it is its turn: thousands of images of 224 pixels do not fit into memory.
+    """
     count = calibration_count(data, images)
     order = torch.from_numpy(seeded(seed, "calibration", index).permutation(len(data.train))[:count])
     generator = torch_seeded(seed, "calibration", index)
-    return [
-        augmented(data.train.subset(part), data, generator).to(device)
-        for part in torch.split(order, min(_CALIBRATION_BATCH, count))
-    ]
+    for part in torch.split(order, min(_CALIBRATION_BATCH, count)):
+        yield augmented(data.train.subset(part), data, generator).to(device)

@@ -35,7 +35,7 @@ def held_out_accuracies(
     BatchNorm is calibrated for each. The supernet's BatchNorm statistics and mode are as before afterwards.
     """
     statistics = supernet.statistics()
-    calibration = calibration_batches(data, images=1024, seed=seed, index=0, device=device)
+    calibration = list(calibration_batches(data, images=1024, seed=seed, index=0, device=device))
     images = normalise(data.held_out.images[:limit], data.mean, data.std).to(device)
     labels = data.held_out.labels[:limit].to(device)
     found = {}

@@ -81,8 +81,10 @@ def measure_ranges(
     statistics: list[Statistics] = []
     for index, configuration in enumerate(tqdm(configurations, desc="ranges", unit="subnet")):
         supernet.activate(configuration)
-        batches = calibration_batches(
-            data, images=settings.calibration_images, seed=settings.seed, index=index, device=device
+        batches = list(
+            calibration_batches(
+                data, images=settings.calibration_images, seed=settings.seed, index=index, device=device
+            )
         )
         statistics.append(calibrate_batch_norm(supernet, batches))
         for name, values in tensor_samples(supernet, plan, batches[0], _SAMPLE).items():

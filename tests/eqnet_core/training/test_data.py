@@ -232,7 +232,7 @@ def test_calibration_has_whole_batches_of_the_images_there_are(
     digits: ImageData, asked: int, there: int, given: int
 ) -> None:
     data = replace(digits, train=digits.train.subset(torch.arange(there) % 96))
-    batches = calibration_batches(data, images=asked, seed=0, index=0, device=torch.device("cpu"))
+    batches = list(calibration_batches(data, images=asked, seed=0, index=0, device=torch.device("cpu")))
     assert len({len(batch) for batch in batches}) == 1
     assert sum(len(batch) for batch in batches) == calibration_count(data, asked) == given
 

@@ -116,7 +116,7 @@ def test_a_float_network_can_keep_a_share_of_what_it_began_with(
     digits: ImageData, trained: Path, bundle: Path, tmp_path: Path
 ) -> None:
     shared = replace(FLOAT, start_share=0.25)
-    images = calibration_batches(digits, images=4096, seed=FLOAT.seed, index=0, device=CPU)
+    images = list(calibration_batches(digits, images=4096, seed=FLOAT.seed, index=0, device=CPU))
     for start, before in (
         (trained, load_file(trained / "float" / "float.safetensors")),
         (bundle, load_trained(trained / "supernet").tensors()),
