@@ -37,9 +37,16 @@ def correct(
     return torch.cat(parts)
 
 
-def top1(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 100) -> float:
+def top1(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = 100,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> float:
     """The fraction of images classified right, in [0, 1]. Arguments as in `correct`."""
-    return float(correct(model, images, labels, batch_size=batch_size).float().mean())
+    return float(correct(model, images, labels, batch_size=batch_size, forward=forward).float().mean())
 
 
 @torch.inference_mode()

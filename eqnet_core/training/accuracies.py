@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from eqnet_core.calibration import calibrate_batch_norm
@@ -33,6 +35,7 @@ class AccuracySettings:
     bits: tuple[int, ...] = (2, 3, 4, 8)
     calibration_images: int = 16_384
     seed: int = 0
+    compile: bool = True
 
 
 def measure_accuracies(
@@ -61,7 +64,10 @@ def measure_accuracies(
         "float": float_digest(float_weights),
         "supernet": supernet_digest(supernet),
     }
-    Run(folder, settings, origins=origins)
+    Run(folder, settings, growing=("compile",), origins=origins)
+    forward: Callable[[Tensor], Tensor] = (
+        torch.compile(supernet, dynamic=False) if settings.compile else supernet
+    )
     path = folder / "accuracies.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     images = normalise(data.test.images, data.mean, data.std).to(device)
@@ -81,8 +87,8 @@ def measure_accuracies(
         calibration = calibration_batches(
             data, images=settings.calibration_images, seed=settings.seed, index=0, device=device
         )
-        calibrate_batch_norm(supernet, calibration)
-        row[str(bits)] = round(top1(supernet, images, labels), 4)
+        calibrate_batch_norm(supernet, calibration, forward=forward)
+        row[str(bits)] = round(top1(supernet, images, labels, forward=forward), 4)
         write_atomically(path, json.dumps(found, indent=2).encode())
     return path
 

@@ -225,7 +225,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="training images, others for each subnet, that the predictor is fitted by; 0: those that judge",
     )
     _add_sharing(command)
-    stage("accuracies", "measure the float network and the uniform subnets on the test images")
+    command = stage("accuracies", "measure the float network and the uniform subnets on the test images")
+    command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
     stage("fit", "fit the accuracy predictor to the samples", data=False)
     command = stage("ranges", "measure what model.integer.onnx adds: ranges of sums and pooled tensors")
     command.add_argument("--subnets", type=_count, default=RangeSettings().subnets)

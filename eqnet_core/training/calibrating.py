@@ -80,9 +80,7 @@ def calibrate_subnets(
     ]
 
     def draw(index: int, images: int) -> list[Tensor]:
-        return list(
-            calibration_batches(data, images=images, seed=settings.seed, index=index, device=device)
-        )
+        return list(calibration_batches(data, images=images, seed=settings.seed, index=index, device=device))
 
     def measure(one: Wanted) -> dict[str, Any]:
         supernet.activate(one.configuration)

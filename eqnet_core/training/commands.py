@@ -160,7 +160,7 @@ def _run(options: argparse.Namespace) -> None:
             float_weights,
             run / "supernet",
             run / "accuracies",
-            AccuracySettings(seed=options.seed),
+            AccuracySettings(seed=options.seed, compile=not options.no_compile),
             device,
         )
     print(f"wrote {written}; data: {_describe(data)}")

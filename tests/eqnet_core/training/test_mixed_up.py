@@ -114,7 +114,7 @@ def test_what_is_refused_leaves_no_settings_behind(digits: ImageData, run: Path,
 def test_accuracies_that_were_stopped_are_not_handed_out(
     digits: ImageData, run: Path, tmp_path: Path
 ) -> None:
-    settings = AccuracySettings(bits=(8,), calibration_images=1000)  # of which there are 96
+    settings = AccuracySettings(bits=(8,), calibration_images=1000, compile=False)  # of which there are 96
     weights, supernet = run / "float" / WEIGHTS, run / "supernet"
     path = measure_accuracies(digits, weights, supernet, tmp_path, settings, CPU)
     whole = path.read_text()

@@ -35,7 +35,7 @@ def test_the_commands_lead_from_images_to_a_bundle_and_its_pages(
     stage("fit", data=False)
     stage("sample", "--samples", 64, "--searched", 2, "--images", 64, "--drawn", 0, "--no-compile")
     stage("fit", data=False)
-    stage("accuracies")
+    stage("accuracies", "--no-compile")
     stage("ranges", "--subnets", 2, "--images", 64)
     page = out / "bundle.md"
     described = ("--data-description", "enlarged digits", "--page", page)
