@@ -29,7 +29,7 @@ class AccuracySettings:
     """Which uniform bit-widths are measured, over all forms, after calibration with this many images; bits
     that the network does not have are left out, and of images there may be fewer.
 
-    With 2,048 images the noise of their statistics costs 0.1 to 0.2 points at 8 bits (docs/method.md section 3).
+    With 2,048 images the noise of statistics costs 0.1 to 0.2 points at 8 bits (docs/method.md, section 3).
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
