@@ -23,10 +23,10 @@ from eqnet_core.space import SearchSpace, SubnetConfiguration
 
 MAX_POINTS = 100
 POPULATION = 20
-GENERATIONS = 300
+GENERATIONS = 220
 """Of 25 points; fewer have more each, for the same number of predictions."""
 
-POLISHING = 1 / 2
+POLISHING = 4 / 5
 """Share of the predictions for the local search: so few individuals end further from an optimum."""
 
 
@@ -68,7 +68,7 @@ def front(
 
     The averages of `axis` are spaced evenly; `budget` adds bounds that hold at every point. Predicted
     accuracy never falls along the front. Deterministic in `seed`; makes at most `points` x `population` x
-    `generations` predictions (by default 150,000, more for more than 25 points). Where the device leaves a
+    `generations` predictions (by default 110,000, more for more than 25 points). Where the device leaves a
     single average, the front is one point; where the averages of weights and of activations lie apart, it has
     fewer points than asked for.
 

@@ -23,7 +23,7 @@ PAIRS = 64
 EXCHANGES = 64
 """Exchanges that are judged per round and budget."""
 
-PROMISING = 192
+PROMISING = 96
 """Changes that pairs are made of: those that gain most, or lose least."""
 
 Scores = NDArray[np.float64]

@@ -21,7 +21,7 @@ from eqnet_core.profile import Budget, DeviceProfile, LayerPin, SearchSettings
 from eqnet_core.repair import Limits
 from eqnet_core.space import SearchSpace, SubnetConfiguration
 
-SEARCH_VERSION = 5
+SEARCH_VERSION = 6
 """Raise this when the same request comes to find another subnet: it is part of what identifies the answer."""
 
 BATCH = 8192
