@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from eqnet_core.configuration_json import configuration_to_json
 from eqnet_core.errors import UnsupportedTargetError
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import pack_codes
 from eqnet_core.export.template import IR_VERSION, OPSET, FloatGraph
-from eqnet_core.space import LayerSpec, configuration_to_json
+from eqnet_core.space import LayerSpec
 from eqnet_core.subnet import BatchNorm, QuantizedLayer, Subnet
 
 _TYPES = {

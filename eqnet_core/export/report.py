@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from eqnet_core.configuration_json import configuration_to_json
 from eqnet_core.devices.device import Device
 from eqnet_core.devices.rules import held_in
 from eqnet_core.export.containers import activation_container, weight_container
 from eqnet_core.export.packing import packed_bytes
-from eqnet_core.space import LayerSpec, Symmetry, configuration_to_json
+from eqnet_core.space import LayerSpec, Symmetry
 from eqnet_core.subnet import QuantizedLayer, Subnet
 
 if TYPE_CHECKING:

@@ -29,16 +29,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from eqnet_core.configuration_json import configuration_from_json, configuration_to_json
 from eqnet_core.errors import ArtifactError, InvalidConfigurationError
 from eqnet_core.export.packing import pack_codes, unpack_codes
-from eqnet_core.space import (
-    BIT_WIDTHS,
-    FIXED_BITS,
-    LayerSpec,
-    SearchSpace,
-    configuration_from_json,
-    configuration_to_json,
-)
+from eqnet_core.space import BIT_WIDTHS, FIXED_BITS, LayerSpec, SearchSpace
 from eqnet_core.subnet import BatchNorm, InputSpec, QuantizedLayer, Quantizer, Subnet
 
 if TYPE_CHECKING:

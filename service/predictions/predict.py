@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eqnet_core.configuration_json import configuration_to_json
 from eqnet_core.errors import InvalidConfigurationError
 from eqnet_core.factory import Factory
 from eqnet_core.pareto import FrontAxis, front
@@ -17,7 +18,6 @@ from eqnet_core.space import (
     SearchSpace,
     SubnetConfiguration,
     Symmetry,
-    configuration_to_json,
 )
 from service.devices.resolve import resolve_profile
 from service.errors import ProblemError, invalid_request, problem_of

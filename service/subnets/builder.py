@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from eqnet_core.configuration_json import configuration_from_json, configuration_to_json
 from eqnet_core.errors import EqnetError, InfeasibleBudgetError
 from eqnet_core.factory import INTEGER, Factory
-from eqnet_core.space import SubnetConfiguration, configuration_from_json, configuration_to_json
+from eqnet_core.space import SubnetConfiguration
 from service.devices.resolve import catalogue
 from service.jobs.evaluation import EvaluationSet
 from service.subnets.artifacts import ArtifactStore

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from eqnet_core.bundle import Bundle
+from eqnet_core.configuration_json import configuration_from_json, configuration_to_json
 from eqnet_core.errors import InvalidConfigurationError, InvalidProfileError, UnsupportedTargetError
 from eqnet_core.profile import Budget, LayerPin, SearchSettings
 from eqnet_core.search import check_feasible
-from eqnet_core.space import configuration_from_json, configuration_to_json
 from service.devices.resolve import named_device, resolve_profile
 from service.errors import ProblemError, json_pointer, not_found, problem_of, problem_responses
 from service.parameters import EACH_KNOWN_AND_ONCE

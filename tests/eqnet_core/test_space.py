@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eqnet_core.configuration_json import configuration_from_json, configuration_to_json
 from eqnet_core.errors import InvalidConfigurationError
 from eqnet_core.space import (
     DEPTHWISE,
@@ -16,8 +17,6 @@ from eqnet_core.space import (
     SearchSpace,
     SubnetConfiguration,
     Symmetry,
-    configuration_from_json,
-    configuration_to_json,
 )
 
 

@@ -9,10 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from eqnet_core.configuration_json import configuration_from_json
 from eqnet_core.errors import ArtifactError
 from eqnet_core.export.inspection import check_integers
 from eqnet_core.export.onnx_exact import ExactExporter
-from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration, configuration_from_json
+from eqnet_core.space import FORMS, SearchSpace, SubnetConfiguration
 from eqnet_core.subnet import Subnet
 
 METADATA = {"bundle": "sha256:0", "predicted_accuracy": "0.9123"}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from eqnet_core.bundle import Bundle
+from eqnet_core.configuration_json import configuration_to_json
 from eqnet_core.factory import Factory
-from eqnet_core.space import FORMS, configuration_to_json
+from eqnet_core.space import FORMS
 from service.jobs import worker
 from service.subnets.order import SubnetOrder
 

@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime
 
 from eqnet_core.bundle import Bundle, shipped_bundles
+from eqnet_core.configuration_json import configuration_to_json
 from eqnet_core.export.proof import natural_images
-from eqnet_core.space import FORMS, configuration_to_json
+from eqnet_core.space import FORMS
 
 
 def test_the_integer_flavour_is_delivered_measured_and_runs(
