@@ -16,38 +16,31 @@ import torch
 from numpy.typing import NDArray
 
 from eqnet_core.bundle import Bundle
-from eqnet_core.bundle_writer import add_ranges, write_bundle
+from eqnet_core.bundle_writer import add_ranges
 from eqnet_core.errors import EqnetError, TrainingError
-from eqnet_core.export.template import trace_float_graph
 from eqnet_core.files import write_atomically
 from eqnet_core.models import ARCHITECTURES
-from eqnet_core.predictor import AccuracyPredictor
-from eqnet_core.ranges import TensorRanges
-from eqnet_core.supernet import Supernet
 from eqnet_core.training.ablations import run_ablations
-from eqnet_core.training.accuracies import AccuracySettings, load_accuracies, measure_accuracies
+from eqnet_core.training.accuracies import AccuracySettings, measure_accuracies
 from eqnet_core.training.arguments import build_parser
-from eqnet_core.training.augmentation import crop_and_flip
-from eqnet_core.training.batches import seeded, torch_seeded
-from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets, load_statistics
-from eqnet_core.training.card import STAGES, card_page, told_once
+from eqnet_core.training.bundling import bundle_run, calibration_images, same_supernet
+from eqnet_core.training.calibrating import CalibrationSettings, calibrate_subnets
+from eqnet_core.training.card import card_page
 from eqnet_core.training.collecting import Shard
 from eqnet_core.training.data import ImageData, load_data
 from eqnet_core.training.fitting import fit_predictor
 from eqnet_core.training.plots import ablation_table, plot_ablations, plot_training, plot_weights
 from eqnet_core.training.prediction_report import LEFT_OUT, write_report
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.ranges import RangeSettings, load_ranges, measure_ranges
+from eqnet_core.training.ranges import RangeSettings, measure_ranges
 from eqnet_core.training.run import (
     check_origins,
-    load_tensors,
     read_origins,
     save_tensors,
-    tensors_digest,
 )
 from eqnet_core.training.samples import Samples, gather
 from eqnet_core.training.sampling import SamplingSettings, sample_subnets
-from eqnet_core.training.starting import WEIGHTS, float_digest
+from eqnet_core.training.starting import WEIGHTS, load_predictor
 from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest, trained_architecture
 from eqnet_core.training.trainer import train_supernet
@@ -240,8 +233,7 @@ def _sample(run: Path, data: ImageData, options: argparse.Namespace, device: tor
     if settings.searched:
         supernet = load_trained(run / "supernet")
         check_origins(run / "prediction", {"supernet": supernet_digest(supernet)})
-        tensors = load_tensors(run / "prediction" / "predictor.npz", stage="fit")
-        predictor = AccuracyPredictor.from_tensors(tensors)
+        predictor = load_predictor(run)
     folder = run / "samples"
     samples = sample_subnets(
         data,
@@ -279,7 +271,7 @@ def _ranges(run: Path, data: ImageData, options: argparse.Namespace, device: tor
     settings = RangeSettings(subnets=options.subnets, images=options.images, seed=options.seed)
     supernet = load_trained(run / "supernet", data)
     folder = run / "ranges"
-    if options.bundle is not None and not _same_supernet(Bundle.open(options.bundle), supernet):
+    if options.bundle is not None and not same_supernet(Bundle.open(options.bundle), supernet):
         raise TrainingError(
             f"{options.bundle} holds another supernet than {run}: choose the run it came from"
         )
@@ -289,78 +281,12 @@ def _ranges(run: Path, data: ImageData, options: argparse.Namespace, device: tor
     return folder
 
 
-def _same_supernet(bundle: Bundle, supernet: Supernet) -> bool:
-    theirs = bundle.supernet_tensors()
-    return all(
-        name in theirs and np.array_equal(theirs[name], value) for name, value in supernet.tensors().items()
-    )
-
-
-def _known_ranges(
-    run: Path, folder: Path, supernet: Supernet
-) -> tuple[TensorRanges, dict[str, Any]] | tuple[None, None]:
-    """Those of the run, or those that the bundle to be replaced has of the same supernet."""
-    found = load_ranges(run / "ranges")
-    if found is not None:
-        return found
-    if not (folder / "bundle.json").exists():
-        return None, None
-    before = Bundle.open(folder)
-    if not before.has_ranges or not _same_supernet(before, supernet):
-        return None, None
-    return before.ranges(), dict(before.document["integer"])
-
-
 def _bundle(run: Path, options: argparse.Namespace) -> None:
-    supernet = load_trained(run / "supernet")
-    calibration = _calibration_images(run, supernet, options)
-    origins = read_origins(run / "supernet") | {"supernet": supernet_digest(supernet)}
-    if (weights := run / "float" / WEIGHTS).exists():
-        check_origins(run / "supernet", {"float": float_digest(weights)})
-    for measured in ("float", "statistics", "samples", "prediction", "accuracies", "ranges"):
-        check_origins(run / measured, origins)
-    stages = {
-        folder: told_once(_read_json(run / folder / "settings.json", stage))
-        for folder, stage in STAGES.items()
-    }
-    statistics = load_statistics(run / "statistics")
-    origins["statistics"] = tensors_digest(statistics.to_tensors())
-    for measured in ("samples", "prediction"):
-        check_origins(run / measured, origins)
-    accuracies = load_accuracies(run / "accuracies")
-    quality = _read_json(run / "prediction" / "quality.json", "fit")
-    statistics_quality = _read_json(run / "statistics" / "quality.json", "statistics")
-    # what is there, whatever was asked for last
-    searched = quality.get("searched", {}).get("held_out", 0)
-    stages["samples"] |= {"samples": quality["held_out"], "searched": searched}
-    stages["statistics"] |= {"samples": statistics_quality["samples"]}
-    ranges, integer_quality = _known_ranges(run, options.out, supernet)
-    bundle = write_bundle(
+    bundle = bundle_run(
+        run,
         options.out,
-        name=options.out.name,
-        architecture=supernet.architecture,
-        classes=supernet.classes,
-        input=supernet.input,
-        space=supernet.space,
-        float_accuracy=accuracies["float"],
-        accuracy=accuracies,
-        predictor_quality=quality,
-        statistics_quality=statistics_quality,
-        card={
-            "data": options.data_description,
-            "stages": stages,
-        },
-        supernet=supernet.tensors(),
-        predictor=AccuracyPredictor.from_tensors(
-            load_tensors(run / "prediction" / "predictor.npz", stage="fit")
-        ),
-        statistics=statistics,
-        ranges=ranges,
-        integer_quality=integer_quality,
-        calibration=calibration,
-        graph=trace_float_graph(
-            supernet.architecture, supernet.input.shape, len(supernet.classes)
-        ).to_bytes(),
+        data=options.data_description,
+        calibration=_calibration_images(run, options),
         overwrite=options.overwrite,
     )
     if options.page:
@@ -369,35 +295,17 @@ def _bundle(run: Path, options: argparse.Namespace) -> None:
     print(f"wrote {options.out}, {bundle.digest}")
 
 
-def _calibration_images(
-    run: Path, supernet: Supernet, options: argparse.Namespace
-) -> NDArray[np.uint8] | None:
+def _calibration_images(run: Path, options: argparse.Namespace) -> NDArray[np.uint8] | None:
     if not options.calibration_images:
         return None
     if options.data is None:
         raise TrainingError("calibration images asked for, but no --data to take them from")
     data = load_data(
         options.data,
-        input_shape=supernet.input.shape,
+        input_shape=load_trained(run / "supernet").input.shape,
         held_out=options.held_out,
         seed=0,
         mirror=not options.no_mirror,
     )
     load_trained(run / "supernet", data)  # which refuses other images
-    if not 0 < options.calibration_images <= len(data.train):
-        raise TrainingError(
-            f"{options.calibration_images} calibration images asked for: there are {len(data.train)} to take"
-        )
-    order = seeded(options.seed, "calibration", 0).permutation(len(data.train))
-    drawn = data.train.subset(torch.from_numpy(order[: options.calibration_images]))
-    generator = torch_seeded(options.seed, "calibration", 0)
-    images: NDArray[np.uint8] = crop_and_flip(drawn.images, generator, mirror=data.mirror).numpy()
-    return images
-
-
-def _read_json(path: Path, stage: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path} is missing: run the {stage} stage first") from error
-    return document
+    return calibration_images(data, options.calibration_images, options.seed)

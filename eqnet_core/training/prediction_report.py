@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eqnet_core.errors import TrainingError
 from eqnet_core.files import write_atomically
 from eqnet_core.space import FORMS, Granularity
 from eqnet_core.training.card import of_views
 from eqnet_core.training.plots import draw_figure, write_figure
-from eqnet_core.training.run import load_tensors
+from eqnet_core.training.run import load_tensors, read_json
 
 LEFT_OUT = "left_out.npz"
 
@@ -36,10 +34,7 @@ def write_report(prediction: Path, out: Path) -> Path:
         TrainingError: the fit stage has not run.
     """
     left_out = load_tensors(prediction / LEFT_OUT, stage="fit")
-    try:
-        quality = json.loads((prediction / "quality.json").read_text())
-    except FileNotFoundError as error:
-        raise TrainingError(f"{error.filename} is missing: run the fit stage first") from error
+    quality = read_json(prediction / "quality.json", stage="fit")
     _plot(left_out, out / "prediction.png")
     page = out / "prediction.md"
     write_atomically(page, _page(quality).encode())

@@ -173,6 +173,19 @@ def check_origins(folder: Path, origins: Mapping[str, str]) -> None:
             )
 
 
+def read_json(path: Path, *, stage: str) -> dict[str, Any]:
+    """Read an object that `stage` wrote.
+
+    Raises:
+        TrainingError: it has not yet.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path} is missing: run the {stage} stage first") from error
+    return document
+
+
 def tensors_digest(tensors: Mapping[str, NDArray[Any]], *, kind: str = "") -> str:
     """`sha256:…` of arrays with their names and shapes, and of the `kind` of thing they make up."""
     digest = hashlib.sha256(kind.encode())

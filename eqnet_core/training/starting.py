@@ -126,11 +126,21 @@ def load_searcher(folder: Path | None, supernet: Supernet | None) -> AccuracyPre
         raise TrainingError(
             "random bits can only be searched with an accuracy predictor: --start a run with one"
         )
+    if not is_bundle(folder):
+        check_origins(folder / "prediction", {"supernet": supernet_digest(supernet)})
+    return load_predictor(folder)
+
+
+def load_predictor(folder: Path) -> AccuracyPredictor:
+    """The accuracy predictor of a run's folder or a bundle.
+
+    Raises:
+        TrainingError: the run has none.
+        BundleError: a damaged bundle.
+    """
     if is_bundle(folder):
         return Bundle.open(folder).predictor()
-    check_origins(folder / "prediction", {"supernet": supernet_digest(supernet)})
-    tensors = load_tensors(folder / "prediction" / "predictor.npz", stage="fit")
-    return AccuracyPredictor.from_tensors(tensors)
+    return AccuracyPredictor.from_tensors(load_tensors(folder / "prediction" / "predictor.npz", stage="fit"))
 
 
 def load_start_weights(folder: Path, model: nn.Module, data: ImageData, architecture: str) -> dict[str, Any]:
