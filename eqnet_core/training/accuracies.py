@@ -22,6 +22,7 @@ from eqnet_core.training.data import ImageData, normalise
 from eqnet_core.training.run import Run
 from eqnet_core.training.starting import float_digest, float_network
 from eqnet_core.training.trained import load_trained, supernet_digest
+from eqnet_core.training.unpacking import FLOAT_ACCURACY, known_float_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ def measure_accuracies(
 ) -> Path:
     """Measure and write `accuracies.json`: `float`, and `uniform` by form and bits; goes on where it stopped.
 
+    Without the weights of the float network, its accuracy is what `unpack` wrote.
+
     Raises:
         TrainingError: an earlier stage is missing, or the folder holds a run with other settings or of
         another supernet.
@@ -58,26 +61,18 @@ def measure_accuracies(
         bits=tuple(b for b in settings.bits if b in supernet.space.bit_widths),
         calibration_images=calibration_count(data, settings.calibration_images),
     )
-    model = float_network(data, float_weights, supernet.architecture)
-    origins = {
-        "data": data.digest,
-        "float": float_digest(float_weights),
-        "supernet": supernet_digest(supernet),
-    }
+    images, labels = (each.to(device) for each in (data.test.images, data.test.labels))
+    images = normalise(images, data.mean, data.std)
+    digest, float_accuracy = _float_network(data, float_weights, supernet.architecture, images, labels)
+    origins = {"data": data.digest, "float": digest, "supernet": supernet_digest(supernet)}
     Run(folder, settings, growing=("compile",), origins=origins)
     forward: Callable[[Tensor], Tensor] = (
         torch.compile(supernet, dynamic=False) if settings.compile else supernet
     )
     path = folder / "accuracies.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    images = normalise(data.test.images, data.mean, data.std).to(device)
-    labels = data.test.labels.to(device)
     if "float" not in found:
-        found = {
-            "images": len(labels),
-            "float": round(top1(model.to(device), images, labels), 4),
-            "uniform": {},
-        }
+        found = {"images": len(labels), "float": float_accuracy(), "uniform": {}}
     wanted = [(form, bits) for form in FORMS for bits in settings.bits]
     for form, bits in tqdm(wanted, desc="uniform subnets", unit="subnet"):
         row = found["uniform"].setdefault(form.name, {})
@@ -91,6 +86,17 @@ def measure_accuracies(
         row[str(bits)] = round(top1(supernet, images, labels, forward=forward), 4)
         write_atomically(path, json.dumps(found, indent=2).encode())
     return path
+
+
+def _float_network(
+    data: ImageData, weights: Path, architecture: str, images: Tensor, labels: Tensor
+) -> tuple[str, Callable[[], float]]:
+    """Its digest, and what tells its accuracy: measured, or known where a bundle was unpacked."""
+    if not weights.exists() and (weights.parent / FLOAT_ACCURACY).exists():
+        known = known_float_accuracy(weights.parent)
+        return known["float"], lambda: float(known["accuracy"])
+    model = float_network(data, weights, architecture).to(images.device)
+    return float_digest(weights), lambda: round(top1(model, images, labels), 4)
 
 
 def load_accuracies(folder: Path) -> dict[str, Any]:

@@ -228,6 +228,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = stage("accuracies", "measure the float network and the uniform subnets on the test images")
     command.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
     stage("fit", "fit the accuracy predictor to the samples", data=False)
+    command = stage("unpack", "begin a run from a bundle, to measure its supernet anew", data=False)
+    command.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     command = stage("ranges", "measure what model.integer.onnx adds: ranges of sums and pooled tensors")
     command.add_argument("--subnets", type=_count, default=RangeSettings().subnets)
     command.add_argument("--images", type=_count, default=RangeSettings().images)

@@ -44,6 +44,7 @@ from eqnet_core.training.starting import WEIGHTS, load_predictor
 from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import TENSORS, load_trained, supernet_digest, trained_architecture
 from eqnet_core.training.trainer import train_supernet
+from eqnet_core.training.unpacking import unpack
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,6 +66,10 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.stage == "bundle":
         _bundle(run, options)
+        return
+    if options.stage == "unpack":
+        unpack(Bundle.open(options.bundle), run)
+        print(f"wrote {run}")
         return
     if options.stage == "plots":
         print(f"wrote {plot_training(run, options.out / 'training.png')}")

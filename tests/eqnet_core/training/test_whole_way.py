@@ -59,3 +59,37 @@ def test_the_commands_lead_from_images_to_a_bundle_and_its_pages(
     assert found.cost.weight_bits <= 6
     built = factory.build(found.configuration, device=device)
     assert set(built.files) == set(factory.usual_artifacts(device))
+
+
+@pytest.mark.slow
+def test_a_bundle_is_enough_to_measure_its_supernet_anew(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again, bundle = tmp_path / "first", tmp_path / "again", tmp_path / "digits"
+
+    def stage(run: Path, name: str, *options: object, data: bool = True) -> None:
+        images = ("--data", digits_file, "--held-out", 64, "--no-mirror") if data else ()
+        main([str(part) for part in (name, "--run", run, *images, *options)])
+
+    brief = ("--epochs", 1, "--no-compile")
+    sampled = ("--images", 64, "--drawn", 0, "--no-compile")
+    described = ("--data-description", "enlarged digits", "--out", bundle)
+    stage(first, "pretrain", *brief, "--batch-size", 16)
+    stage(first, "supernet", *brief, "--batch-size", 48)
+    stage(first, "statistics", "--samples", 60, "--images", 32, "--no-compile")
+    stage(first, "sample", "--samples", 64, *sampled)
+    stage(first, "fit", data=False)
+    stage(first, "accuracies", "--no-compile")
+    stage(first, "bundle", *described, data=False)
+    written = Bundle.open(bundle)
+
+    stage(again, "unpack", "--bundle", bundle, data=False)
+    stage(again, "accuracies", "--no-compile")
+    assert (again / "accuracies" / "accuracies.json").read_bytes() == (
+        first / "accuracies" / "accuracies.json"
+    ).read_bytes()
+    stage(again, "bundle", *described, "--overwrite", data=False)
+    assert Bundle.open(bundle).digest == written.digest
+    with pytest.raises(SystemExit):
+        stage(again, "unpack", "--bundle", bundle, data=False)
+    assert "is there already: choose another folder with --run" in capsys.readouterr().err
