@@ -60,8 +60,13 @@ def start_supernet(
     ).to(device)
     if started is None:
         initialise_quantizers(supernet, images)
-    elif (started.space, started.classes) != (supernet.space, supernet.classes):
-        raise TrainingError("the supernet to begin with has other layers or classes: choose another run")
+    elif started.space != supernet.space:
+        raise TrainingError("the supernet to begin with has other layers: choose another run")
+    elif started.classes != data.classes:
+        raise TrainingError(
+            f"the supernet to begin with tells {', '.join(started.classes)} apart, the images are of "
+            f"{', '.join(data.classes)}: name the same `classes`, in the same order, or choose another run"
+        )
     else:
         check_input(started, data, architecture)
         supernet.load_tensors(started.tensors())

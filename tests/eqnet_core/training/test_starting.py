@@ -15,10 +15,11 @@ from safetensors.numpy import load_file
 from eqnet_core.bundle import Bundle, shipped_bundles
 from eqnet_core.bundle_writer import write_bundle
 from eqnet_core.errors import TrainingError
+from eqnet_core.space import SearchSpace
 from eqnet_core.training.batches import ImageSizes, calibration_batches
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
-from eqnet_core.training.starting import float_digest, float_network
+from eqnet_core.training.starting import float_digest, float_network, start_supernet
 from eqnet_core.training.subnets import RandomBits
 from eqnet_core.training.supernet_settings import SupernetSettings
 from eqnet_core.training.trained import load_trained, supernet_digest
@@ -165,8 +166,12 @@ def test_what_it_begins_with_must_fit(digits: ImageData, trained: Path, bundle: 
     for start in (trained, bundle):
         with pytest.raises(TrainingError, match="holds another network"):
             pretrain(digits, tmp_path / "new", other, CPU, start_run=start)
-    with pytest.raises(TrainingError, match="other layers or classes"):
+    with pytest.raises(TrainingError, match=r"tells airplane, .* apart, the images are of 0, 1, .*`classes`"):
         train_supernet(digits, weights, tmp_path / "new", SUPERNET, CPU, start_run=SHIPPED)
+    shallower = load_trained(trained / "supernet")
+    shallower.space = SearchSpace(shallower.space.layers[:-1])
+    with pytest.raises(TrainingError, match="other layers"):
+        start_supernet(digits, weights, "resnet20", CPU, shallower)
     split_differently = replace(digits, mean=(0.5, 0.5, 0.5))
     with pytest.raises(TrainingError, match="another split"):
         train_supernet(split_differently, weights, tmp_path / "new", SUPERNET, CPU, start_run=bundle)
