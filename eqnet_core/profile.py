@@ -52,24 +52,20 @@ class DeviceProfile:
     signed: bool = False
 
     def __post_init__(self) -> None:
-        weight_bits, activation_bits = tuple(self.weight_bits), tuple(self.activation_bits)
-        violations = [
-            *_bits_violations(weight_bits, "/weight/bits"),
-            *_bits_violations(activation_bits, "/activation/bits"),
-        ]
-        weight = {
-            "granularity": self.weight_granularity,
-            "symmetry": self.weight_symmetry,
-            "narrow_range": self.narrow_range,
-        }
-        activation = {"symmetry": self.activation_symmetry, "signed": self.signed}
+        violations: list[Violation] = []
         normalised: dict[str, Any] = {
-            "weight_granularity": _choice(weight, "granularity", Granularity, "/weight", violations),
-            "weight_symmetry": _choice(weight, "symmetry", Symmetry, "/weight", violations),
-            "activation_symmetry": _choice(activation, "symmetry", Symmetry, "/activation", violations),
+            "weight_bits": _bits(self.weight_bits, "/weight/bits", violations),
+            "weight_granularity": _choice(
+                self.weight_granularity, Granularity, "/weight/granularity", violations
+            ),
+            "weight_symmetry": _choice(self.weight_symmetry, Symmetry, "/weight/symmetry", violations),
+            "narrow_range": _flag(self.narrow_range, "/weight/narrow_range", violations),
+            "activation_bits": _bits(self.activation_bits, "/activation/bits", violations),
+            "activation_symmetry": _choice(
+                self.activation_symmetry, Symmetry, "/activation/symmetry", violations
+            ),
+            "signed": _flag(self.signed, "/activation/signed", violations),
         }
-        _flag(weight, "narrow_range", "/weight", violations)
-        _flag(activation, "signed", "/activation", violations)
         if self.narrow_range and self.weight_symmetry == Symmetry.ASYMMETRIC:
             violations.append(
                 Violation(
@@ -77,8 +73,6 @@ class DeviceProfile:
                 )
             )
         _raise_if(violations, "the device profile")
-        for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-            normalised[name] = tuple(sorted({int(value) for value in bits}))
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
 
@@ -104,24 +98,16 @@ class DeviceProfile:
         violations += _unknown_keys(weight, ("bits", "granularity", "symmetry", "narrow_range"), "/weight")
         violations += _unknown_keys(activation, ("bits", "symmetry", "signed"), "/activation")
         _raise_if(violations, "the device profile")
-
-        weight_bits = _bits(weight, "/weight", violations)
-        granularity = _choice(weight, "granularity", Granularity, "/weight", violations)
-        weight_symmetry = _choice(weight, "symmetry", Symmetry, "/weight", violations)
-        narrow_range = _flag(weight, "narrow_range", "/weight", violations)
-        activation_bits = _bits(activation, "/activation", violations)
-        activation_symmetry = _choice(activation, "symmetry", Symmetry, "/activation", violations)
-        signed = _flag(activation, "signed", "/activation", violations)
-        _raise_if(violations, "the device profile")
-        return cls(
-            weight_bits=weight_bits,
-            weight_granularity=granularity,
-            weight_symmetry=weight_symmetry,
-            narrow_range=narrow_range,
-            activation_bits=activation_bits,
-            activation_symmetry=activation_symmetry,
-            signed=signed,
-        )
+        given: dict[str, Any] = {
+            "weight_bits": weight.get("bits"),
+            "weight_granularity": weight.get("granularity"),
+            "weight_symmetry": weight.get("symmetry"),
+            "narrow_range": weight.get("narrow_range", False),
+            "activation_bits": activation.get("bits"),
+            "activation_symmetry": activation.get("symmetry"),
+            "signed": activation.get("signed", False),
+        }
+        return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """The normalised `profile` object."""
@@ -303,40 +289,35 @@ def _section(document: object, key: str, violations: list[Violation]) -> Mapping
     return {}
 
 
-def _bits_violations(values: Iterable[object], pointer: str) -> list[Violation]:
+def _bits(values: object, pointer: str, violations: list[Violation]) -> tuple[int, ...]:
+    """Bit-widths, sorted and each once."""
+    if not isinstance(values, Iterable) or isinstance(values, str | Mapping):
+        violations.append(Violation(pointer, f"is required: a list of {_listed(BIT_WIDTHS)}"))
+        return ()
     values = tuple(values)
     if not values:
-        return [Violation(pointer, f"must name at least one of {_listed(BIT_WIDTHS)}")]
-    return [
+        violations.append(Violation(pointer, f"must name at least one of {_listed(BIT_WIDTHS)}"))
+    wrong = [
         Violation(f"{pointer}/{position}", f"must be one of {_listed(BIT_WIDTHS)}")
         for position, value in enumerate(values)
         if not _is_bits(value)
     ]
-
-
-def _bits(section: Mapping[str, Any], pointer: str, violations: list[Violation]) -> tuple[int, ...]:
-    values = section.get("bits")
-    if not isinstance(values, list | tuple):
-        violations.append(Violation(f"{pointer}/bits", f"is required: a list of {_listed(BIT_WIDTHS)}"))
-        return ()
-    violations += _bits_violations(values, f"{pointer}/bits")
-    return tuple(values)
+    violations += wrong
+    return () if wrong else tuple(sorted({int(value) for value in values}))
 
 
 def _choice(
-    section: Mapping[str, Any], key: str, choices: type[_Choice], pointer: str, violations: list[Violation]
-) -> _Choice:
-    value = section.get(key)
+    value: object, choices: type[_Choice], pointer: str, violations: list[Violation]
+) -> _Choice | None:
+    """The member that `value` is or names."""
     for choice in choices:
         if value == choice.value:
             return choice
-    violations.append(Violation(f"{pointer}/{key}", f"is required: one of {_listed(choices)}"))
-    return next(iter(choices))
+    violations.append(Violation(pointer, f"is required: one of {_listed(choices)}"))
+    return None
 
 
-def _flag(section: Mapping[str, Any], key: str, pointer: str, violations: list[Violation]) -> bool:
-    value = section.get(key, False)
+def _flag(value: object, pointer: str, violations: list[Violation]) -> bool:
     if not isinstance(value, bool):
-        violations.append(Violation(f"{pointer}/{key}", "must be true or false"))
-        return False
-    return value
+        violations.append(Violation(pointer, "must be true or false"))
+    return bool(value)
