@@ -153,6 +153,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help="of the losses of a step's three subnets: which bit-widths matter more",
             )
             command.add_argument(
+                "--sharpness",
+                type=float,
+                default=settings.sharpness,
+                help="radius of sharpness-aware minimisation, 0 for none, such as 0.5",
+            )
+            command.add_argument(
                 "--averaging",
                 type=float,
                 default=settings.averaging,

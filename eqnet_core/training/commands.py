@@ -119,6 +119,7 @@ def _run(options: argparse.Namespace) -> None:
                 step_size_learning_rate=options.step_size_learning_rate,
                 zero_point_learning_rate=options.zero_point_learning_rate,
                 subnet_weights=tuple(options.subnet_weights),
+                sharpness=options.sharpness,
                 averaging=options.averaging,
                 cooldown=options.cooldown,
                 random_bits=options.random_bits,

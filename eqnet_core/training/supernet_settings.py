@@ -34,6 +34,8 @@ class SupernetSettings:
             of them 0. They decide which bit-widths the shared weights suit; the regularisation of weights is
             not among them, so keep their sum near 3.
         cutmix: share of the batches that are mixed, [0, 1]; their accuracy is that of the larger part.
+        sharpness: radius within which weights are moved to where the highest subnet's loss rises most, for
+            the gradients of all three; 0 takes those where the weights are. See `training.sharpness`.
         averaging: decay of the exponential moving average that becomes the result, [0, 1); 0 takes the last.
         random_bits: how the bits of a step's random subnet are drawn.
         start: which trained supernet it began with, and that one's settings; None for the float network.
@@ -57,6 +59,7 @@ class SupernetSettings:
     temperature: float = 1.0
     subnet_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     cutmix: float = 0.0
+    sharpness: float = 0.0
     averaging: float = 0.0
     random_bits: RandomBits = RandomBits.INDEPENDENT
     start: Mapping[str, Any] | None = None
@@ -72,6 +75,8 @@ class SupernetSettings:
     def __post_init__(self) -> None:
         if not 0 < self.cooldown <= 1:
             raise TrainingError(f"cooldown {self.cooldown} is a share of the steps: above 0, at most 1")
+        if not 0 <= self.sharpness < math.inf:
+            raise TrainingError(f"sharpness {self.sharpness} is a radius: 0 for none, or above, such as 0.5")
         if not 0 <= self.averaging < 1:
             raise TrainingError(f"averaging {self.averaging} is a decay: 0 for none, below 1, such as 0.998")
         check_start_share(self.start_share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from eqnet_core.supernet import Supernet
 from eqnet_core.training.batches import seeded
 from eqnet_core.training.forward import training_forward
 from eqnet_core.training.losses import guided_loss, weight_distribution_loss
+from eqnet_core.training.sharpness import uphill
 from eqnet_core.training.subnets import sandwich
 from eqnet_core.training.supernet_settings import SupernetSettings
 
@@ -49,6 +51,7 @@ class SupernetSteps:
         self._settings = settings
         self._predictor = predictor
         self._optimizer = supernet_optimizer(supernet, settings)
+        self._weights: list[nn.Parameter] = list(self._optimizer.param_groups[0]["params"])
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         moving_average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(supernet, multi_avg_fn=moving_average)
@@ -81,7 +84,8 @@ class SupernetSteps:
         """Train on a batch: float32 [N, C, H, W] normalised, labels as of `Batches`.
 
         Returns:
-            float64 [7]: as `backward_through`, of the highest, a random and the lowest subnet.
+            float64 [7]: as `backward_through`, of the highest, a random and the lowest subnet; with
+            `sharpness`, where their gradients were taken.
         """
         settings = self._settings
         factor = rate_factor(step, self.total, warmup=settings.warmup_steps, plateau_end=self.plateau_end)
@@ -94,9 +98,22 @@ class SupernetSteps:
         with torch.no_grad():
             guidance = None if self._teacher is None else self._teacher(images)
         self._optimizer.zero_grad(set_to_none=True)
-        measured = backward_through(
-            self._supernet, self._forward, images, labels, subnets, guidance, settings
+        place: AbstractContextManager[None] = nullcontext()
+        backward = partial(
+            backward_through,
+            self._supernet,
+            self._forward,
+            images,
+            labels,
+            guidance=guidance,
+            settings=settings,
         )
+        if settings.sharpness:
+            backward(subnets[:1])
+            place = uphill(self._weights, settings.sharpness)
+        with place:
+            self._optimizer.zero_grad(set_to_none=True)
+            measured = backward(subnets)
         self._optimizer.step()
         if settings.averaging:
             self._averaged.update_parameters(self._supernet)
@@ -135,9 +152,9 @@ def backward_through(
         forward: computes its logits, compiled or not.
         images: normalised float32 [N, C, H, W].
         labels: int64 [N], or float32 [N, classes]: shares of mixed images.
-        subnets: from wide to narrow.
+        subnets: from wide to narrow, at most as many as `settings` weighs.
         guidance: logits [N, classes] for the first subnet, or None for labels alone.
-        settings: weights of the losses, of as many subnets.
+        settings: weights of the losses.
 
     Returns:
         float64 [2 S + 1]: loss and accuracy of each of the S subnets, then the regularisation.
@@ -146,7 +163,7 @@ def backward_through(
     largest = labels if labels.ndim == 1 else labels.argmax(1)
     # Backward after each forward: only one subnet's activations are alive, and `activate` may then
     # change the tables that this backward needed.
-    for subnet, weight in zip(subnets, settings.subnet_weights, strict=True):
+    for subnet, weight in zip(subnets, settings.subnet_weights, strict=False):
         supernet.activate(subnet)
         logits = forward(images)
         loss = guided_loss(

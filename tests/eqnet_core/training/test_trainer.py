@@ -15,10 +15,11 @@ from eqnet_core.errors import TrainingError
 from eqnet_core.training.batches import Batches, calibration_batches, seeded
 from eqnet_core.training.data import ImageData
 from eqnet_core.training.pretrain import PretrainSettings, pretrain
+from eqnet_core.training.sharpness import uphill
 from eqnet_core.training.starting import float_network
 from eqnet_core.training.subnets import sandwich
 from eqnet_core.training.supernet_settings import SupernetSettings
-from eqnet_core.training.supernet_steps import backward_through, rate_factor
+from eqnet_core.training.supernet_steps import SupernetSteps, backward_through, rate_factor
 from eqnet_core.training.trained import load_trained
 from eqnet_core.training.trainer import train_supernet
 from tests.support.brief_training import trained_run
@@ -52,6 +53,8 @@ def test_the_rate_rises_stays_and_falls() -> None:
         {"cooldown": 0.0},
         {"cooldown": 1.5},
         {"averaging": 1.0},
+        {"sharpness": -0.5},
+        {"sharpness": float("nan")},
         {"cutmix": -0.1},
         {"cutmix": 1.1},
         {"subnet_weights": (0.0, 0.0, 0.0)},
@@ -113,3 +116,41 @@ def test_subnet_weights_scale_what_each_subnet_adds_to_the_gradient(digits: Imag
     highest, random, lowest = gradient(1, 0, 0), gradient(0, 1, 0), gradient(0, 0, 1)
     assert all(part.abs().max() > 0 for part in (highest, random, lowest))
     torch.testing.assert_close(gradient(2, 1, 0.5), 2 * highest + random + 0.5 * lowest, rtol=1e-3, atol=1e-6)
+
+
+def test_sharpness_takes_the_gradients_where_the_highest_subnets_loss_is_highest_nearby(
+    digits: ImageData, trained: Path
+) -> None:
+    settings = replace(SUPERNET, sharpness=0.5, averaging=0.5)
+    supernet, expected = (load_trained(trained / "supernet").train() for _ in range(2))
+    images, labels = Batches(digits, batch_size=32, seed=0, device=CPU).at(0)
+    steps = SupernetSteps(supernet, settings, total=10)
+    steps.take(0, images, labels)
+
+    subnets = sandwich(expected.space, seeded(settings.seed, "subnets", 0))
+    weights = [p for name, p in expected.named_parameters() if "_quantizer." not in name]
+
+    def gradients() -> list[torch.Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in expected.parameters()]
+
+    backward_through(expected, expected.model, images, labels, subnets[:1], None, settings)
+    with uphill(weights, settings.sharpness):
+        # step sizes stay where they are, and get no gradient of the place before either
+        expected.zero_grad(set_to_none=True)
+        backward_through(expected, expected.model, images, labels, subnets, None, settings)
+        there = gradients()
+    for found, wanted in zip(supernet.parameters(), there, strict=True):
+        assert (found.grad is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(found.grad, wanted)
+    expected.zero_grad(set_to_none=True)
+    backward_through(expected, expected.model, images, labels, subnets, None, settings)
+    here = gradients()
+    assert (
+        max(
+            (a - b).abs().max().item()
+            for a, b in zip(there, here, strict=True)
+            if a is not None and b is not None
+        )
+        > 1e-3
+    )
