@@ -184,7 +184,7 @@ def test_a_search_is_pinned_bit_by_bit(resnet20_space: SearchSpace) -> None:
     result = run(resnet20_space, Worths(), Budget(weight_bits=4.0, bit_operations=4e8), settings=settings)
     bits = result.configuration.weight_bits + result.configuration.activation_bits
     assert (SEARCH_VERSION, "".join(map(str, bits)), result.evaluations) == (
-        5,
+        6,
         "322222222555443332222226625244433222",
         5109,
     )
