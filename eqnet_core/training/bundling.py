@@ -63,7 +63,7 @@ def bundle_run(
     statistics_quality = read_json(run / "statistics" / "quality.json", stage="statistics")
     # what is there, whatever was asked for last
     searched = quality.get("searched", {}).get("held_out", 0)
-    stages["samples"] |= {"samples": quality["samples"] - searched, "searched": searched}
+    stages["samples"] |= {"samples": quality["held_out"], "searched": searched}
     stages["statistics"] |= {"samples": statistics_quality["samples"]}
     ranges, integer_quality = _known_ranges(run, out, supernet)
     return write_bundle(

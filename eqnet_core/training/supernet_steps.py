@@ -97,7 +97,6 @@ class SupernetSteps:
         self._supernet.train()
         with torch.no_grad():
             guidance = None if self._teacher is None else self._teacher(images)
-        self._optimizer.zero_grad(set_to_none=True)
         place: AbstractContextManager[None] = nullcontext()
         backward = partial(
             backward_through,
@@ -109,6 +108,7 @@ class SupernetSteps:
             settings=settings,
         )
         if settings.sharpness:
+            self._optimizer.zero_grad(set_to_none=True)
             backward(subnets[:1])
             place = uphill(self._weights, settings.sharpness)
         with place:

@@ -60,7 +60,7 @@ def known_float_accuracy(folder: Path) -> dict[str, Any]:
     fraction, and on how many test `images` of which `data`.
 
     Raises:
-        TrainingError: nothing.
+        TrainingError: there is nothing of it.
     """
     return read_json(folder / FLOAT_ACCURACY, stage="pretrain")
 
